@@ -1,0 +1,39 @@
+//! Names and numbers on a node that several programs, and the operator, must agree on.
+
+/// All tunnel interfaces begin with this; the guard trusts these interfaces and no other.
+pub const INTERFACE_PREFIX: &str = "warren-";
+
+/// The interface of one epoch and lane: `warren-a0` is side a (even epochs), lane 0.
+pub fn interface(epoch: u64, lane: u8) -> String {
+    let side = if epoch.is_multiple_of(2) { 'a' } else { 'b' };
+    format!("{INTERFACE_PREFIX}{side}{lane}")
+}
+
+/// The nftables table (family inet) of the guard.
+pub const GUARD_TABLE: &str = "warren";
+
+/// The routing table that leads to the pods of other nodes. Like the numbers below it is above 255, which
+/// distributions reserve, and below 10000, where wg-quick and cloud agents begin.
+pub const PODS_TABLE: u32 = 5180;
+/// The routing table that leads to the addresses of other nodes, for packets from local pods only.
+pub const NODES_TABLE: u32 = 5181;
+/// The priority of the rule that consults [`PODS_TABLE`]: after `local` (0), ahead of `main` (32766) and of
+/// what wg-quick and cloud agents add just below it.
+pub const PODS_RULE: u32 = 5180;
+/// The priority of the rule `from` local pods that consults [`NODES_TABLE`].
+pub const NODES_RULE: u32 = 5181;
+/// The `protocol` that marks routes, rules and addresses as Warren's (`rtnetlink(7)`: values above
+/// RTPROT_STATIC are the user's; 0 to 4 are the kernel's; this one is in no `rt_protos` of a distribution).
+pub const ROUTE_PROTOCOL: u8 = 157;
+/// The metric of the `unreachable` routes that stand beside the tunnel's routes, the worst there is below
+/// the kernel's own IPv6 reject routes (4294967295): any real route wins, and without one packets drop.
+pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
+/// The metric of the routes through the tunnel.
+pub const TUNNEL_METRIC: u32 = 1024;
+
+/// The default UDP port, WireGuard's customary one.
+pub const LISTEN_PORT: u16 = 51820;
+/// The default address of the daemon's HTTP server: probes, metrics, status.
+pub const HTTP: &str = "127.0.0.1:9586";
+/// The default directory of a node's keys.
+pub const STATE_DIR: &str = "/var/lib/warren";

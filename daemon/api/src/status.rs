@@ -1,0 +1,103 @@
+//! What a running `warrend` says of itself at `GET /status`, as JSON.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{Backend, PublicKey};
+
+/// The state of one node as its daemon last read it back from the kernel and the tunnel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The own node's name.
+    pub node: String,
+    /// The own public key of the current epoch.
+    pub public_key: PublicKey,
+    /// The current epoch.
+    pub epoch: u64,
+    /// What carries the tunnels.
+    pub backend: Backend,
+    /// The tunnel interface.
+    pub interface: String,
+    /// The MTU of the tunnel interface, in bytes.
+    pub mtu: u32,
+    /// `strict` or `permissive`.
+    pub enforcement: Enforcement,
+    /// Whether all that is wanted was found in place at the last look.
+    pub ready: bool,
+    /// What keeps it from being ready, for a human.
+    #[serde(default)]
+    pub problems: Vec<String>,
+    /// The own pod CIDRs.
+    #[serde(rename = "podCIDRs")]
+    pub pod_cidrs: Vec<IpNet>,
+    /// The own underlay addresses.
+    pub endpoints: Vec<IpAddr>,
+    /// All peers with a tunnel.
+    pub peers: Vec<PeerStatus>,
+    /// Nodes that are not obeyed, and why.
+    pub quarantined: Vec<Quarantined>,
+    /// Nodes that have not announced a key yet.
+    pub waiting: Vec<String>,
+    /// Packets that the guard stopped, or in permissive mode would have stopped.
+    pub guard: GuardCounters,
+}
+
+/// Whether the guard drops, or only counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Enforcement {
+    /// What is not encrypted is dropped and counted.
+    #[default]
+    Strict,
+    /// What strict would drop is counted and passes: for the first days of a rollout.
+    Permissive,
+}
+
+/// One peer, as the tunnel reports it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// The peer's node name.
+    pub node: String,
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// What carries its end.
+    pub backend: Backend,
+    /// Where packets to it go now.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds since the last completed handshake; absent before the first.
+    pub handshake_age: Option<f64>,
+    /// Bytes received from it, WireGuard overhead included.
+    pub rx_bytes: u64,
+    /// Bytes sent to it, WireGuard overhead included.
+    pub tx_bytes: u64,
+    /// Its allowed IPs.
+    #[serde(rename = "allowedIPs")]
+    pub allowed_ips: Vec<IpNet>,
+}
+
+/// One node that is not obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// The node's name, or the file that should hold one.
+    pub node: String,
+    /// Why, for a human.
+    pub reason: String,
+}
+
+/// The guard's counters, in packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardCounters {
+    /// Packets to a remote pod that were about to leave in the clear.
+    pub out_pod: u64,
+    /// Packets from a local pod to another node's address that were about to leave in the clear.
+    pub out_node: u64,
+    /// Packets from a remote pod's address that arrived in the clear.
+    pub in_pod: u64,
+    /// Packets from another node's address to a local pod that arrived in the clear.
+    pub in_node: u64,
+}
