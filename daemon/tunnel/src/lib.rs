@@ -1,1 +1,6 @@
-//! (to come)
+//! A complete userspace WireGuard for Linux.
+//!
+//! * [`uapi`]: the standard configuration protocol as types, for servers and clients alike. Pure text,
+//!   but for its blocking `client`.
+
+pub mod uapi;

@@ -1,1 +1,3 @@
+//! The program `warren-tunnel`.
+
 fn main() {}
