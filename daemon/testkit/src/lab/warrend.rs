@@ -1,0 +1,145 @@
+//! The daemon under test: how it is started, stopped, killed and found.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use warren_api::status::Enforcement;
+
+use super::{Node, registry_argument};
+use crate::wait;
+
+/// How to start warrend. The default is what the demo does: strict, told the lab's ranges.
+#[derive(Debug, Clone)]
+pub struct WarrendOptions {
+    /// `--enforcement`.
+    pub enforcement: Enforcement,
+    /// `--resync`, as warrend takes it (`5s`); its own default when absent.
+    pub resync: Option<String>,
+    /// `--cluster-cidrs` and `--node-cidrs` with the lab's ranges.
+    pub tell_cidrs: bool,
+    /// More arguments.
+    pub extra: Vec<String>,
+}
+
+impl Default for WarrendOptions {
+    fn default() -> Self {
+        Self { enforcement: Enforcement::Strict, resync: None, tell_cidrs: true, extra: Vec::new() }
+    }
+}
+
+/// The path of one of Warren's programs: in `$WARREN_BIN_DIR`, or in the directory that cargo built the
+/// current program into.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let directory = match std::env::var_os("WARREN_BIN_DIR") {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            let program = std::env::current_exe().context("finding the current program")?;
+            let directory = program.parent().context("a program without directory")?;
+            // Tests are built into target/PROFILE/deps, programs into target/PROFILE.
+            let directory = if directory.ends_with("deps") { directory.parent() } else { Some(directory) };
+            directory.context("a target directory without parent")?.to_owned()
+        }
+    };
+    let path = directory.join(name);
+    ensure!(
+        path.is_file(),
+        "{} does not exist; build it (cargo build -p warrend -p warren-tunnel), or set WARREN_BIN_DIR",
+        path.display()
+    );
+    // Commands of a namespace start in /.
+    std::path::absolute(&path).with_context(|| format!("making {} absolute", path.display()))
+}
+
+impl Node {
+    /// Starts warrend. It must not run already; its end is seen by [`Node::wait_warrend`] and the like.
+    pub fn start_warrend(&self, options: &WarrendOptions) -> Result<()> {
+        let WarrendOptions { enforcement, resync, tell_cidrs, extra } = options;
+        let mut running = self.warrend.lock().expect("no thread panics with the lock");
+        ensure!(running.is_none(), "warrend already runs on {}", self.name);
+
+        let mut command = self.netns.command(binary("warrend")?);
+        command.args(["--node", &self.name, "--registry", &registry_argument(&self.directory)]);
+        command.arg("--state-dir").arg(self.state_dir());
+        command.arg("--tunnel-program").arg(binary("warren-tunnel")?);
+        command.args([
+            "--enforcement",
+            if *enforcement == Enforcement::Strict { "strict" } else { "permissive" },
+        ]);
+        if *tell_cidrs {
+            command.args(["--cluster-cidrs", &joined(&self.plan.cluster_cidrs())]);
+            command.args(["--node-cidrs", &joined(&self.plan.node_cidrs())]);
+        }
+        if let Some(resync) = resync {
+            command.args(["--resync", resync]);
+        }
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .with_context(|| format!("opening {}", self.log_path().display()))?;
+        command.args(extra).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        *running = Some(command.spawn().with_context(|| format!("starting warrend on {}", self.name))?);
+        Ok(())
+    }
+
+    /// The pid of warrend, if it runs.
+    pub fn warrend_pid(&self) -> Option<u32> {
+        let mut running = self.warrend.lock().expect("no thread panics with the lock");
+        let child = running.as_mut()?;
+        matches!(child.try_wait(), Ok(None)).then(|| child.id())
+    }
+
+    /// SIGKILLs warrend and waits until it is gone.
+    pub fn kill_warrend(&self) -> Result<ExitStatus> {
+        self.signal_warrend(Signal::SIGKILL)?;
+        self.wait_warrend(Duration::from_secs(5))
+    }
+
+    /// SIGTERMs warrend and waits until it has ended.
+    pub fn stop_warrend(&self) -> Result<ExitStatus> {
+        self.signal_warrend(Signal::SIGTERM)?;
+        self.wait_warrend(Duration::from_secs(10))
+    }
+
+    /// Sends warrend a signal.
+    pub fn signal_warrend(&self, signal: Signal) -> Result<()> {
+        let pid = self.warrend_pid().with_context(|| format!("warrend does not run on {}", self.name))?;
+        kill(Pid::from_raw(pid as i32), signal).with_context(|| format!("sending {signal} to warrend"))
+    }
+
+    /// Waits until warrend has ended.
+    pub fn wait_warrend(&self, limit: Duration) -> Result<ExitStatus> {
+        let mut running = self.warrend.lock().expect("no thread panics with the lock");
+        let child = running.as_mut().with_context(|| format!("warrend was not started on {}", self.name))?;
+        let status = wait::until(&format!("the end of warrend on {}", self.name), limit, || {
+            child.try_wait()?.context("it still runs")
+        })?;
+        *running = None;
+        Ok(status)
+    }
+
+    /// The pid of the one `warren-tunnel` on this node.
+    pub fn tunnel_pid(&self) -> Result<u32> {
+        match self.netns.pids_of("warren-tunnel")?[..] {
+            [pid] => Ok(pid),
+            [] => bail!("no warren-tunnel runs on {}", self.name),
+            ref several => bail!("{} warren-tunnels run on {}: {several:?}", several.len(), self.name),
+        }
+    }
+
+    /// SIGKILLs warren-tunnel; returns at once.
+    pub fn kill_tunnel(&self) -> Result<()> {
+        let pid = self.tunnel_pid()?;
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL)
+            .with_context(|| format!("killing warren-tunnel ({pid}) on {}", self.name))
+    }
+}
+
+fn joined(cidrs: &[ipnet::IpNet]) -> String {
+    cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}
