@@ -105,9 +105,7 @@ impl Announcement {
         let malformed = |error: serde_json::Error| AnnouncementError::Malformed(error.to_string());
         let document: serde_json::Value = serde_json::from_str(json).map_err(malformed)?;
         match document.get("version").and_then(serde_json::Value::as_u64) {
-            Some(version) if version != u64::from(VERSION) => {
-                Err(AnnouncementError::UnknownVersion(version))
-            }
+            Some(version) if version != u64::from(VERSION) => Err(AnnouncementError::UnknownVersion(version)),
             _ => serde_json::from_value(document).map_err(malformed),
         }
     }

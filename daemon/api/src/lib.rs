@@ -7,8 +7,8 @@
 //! - [`status`]: what a running `warrend` says of itself over HTTP.
 //! - [`names`]: interfaces, tables, marks and paths that several programs must agree on.
 
-pub mod announcement;
 pub mod annotations;
+pub mod announcement;
 pub mod key;
 pub mod names;
 pub mod node;

@@ -1,0 +1,313 @@
+//! Which nodes are believed, and why the others are not.
+//!
+//! The registry is an input like any other: an announcement is a claim by whoever could write it. It is
+//! checked against what the registry itself gave the node (name, UID, pod CIDRs, addresses), against this
+//! node (own key, addresses, pods, underlay) and against every other node (keys, CIDRs, addresses). A claim
+//! that fails is quarantined: nothing is built on it, and its node's pods stay blocked.
+//!
+//! Where two claims contradict each other and nothing tells which is true, neither is believed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use warren_api::announcement::EpochKey;
+use warren_api::status::Quarantined;
+use warren_api::{Announcement, Backend, PublicKey};
+
+use crate::nets::{self, overlap};
+use crate::{NodeRecord, Own, Settings};
+
+/// The shortest prefixes that are believed to be one node's pods. Kubernetes gives a node /24 and /64 by
+/// default and never more than a cluster CIDR; anything wider would swallow the world.
+const WIDEST_V4: u8 = 8;
+const WIDEST_V6: u8 = 16;
+
+/// The own node as the registry and its interfaces agree on it.
+#[derive(Debug, Clone)]
+pub struct Local<'a> {
+    /// What the daemon knows.
+    pub own: &'a Own,
+    /// The pod CIDRs the registry gave the own node.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The own InternalIPs that are on an interface.
+    pub endpoints: Vec<IpAddr>,
+}
+
+/// A node whose claims hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// What carries its end of the tunnel.
+    pub backend: Backend,
+    /// Its key in this node's epoch.
+    pub public_key: PublicKey,
+    /// Where it is reached.
+    pub endpoint: SocketAddr,
+    /// Its pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Its underlay addresses.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// What was found of all nodes but the own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Judgement {
+    /// Those to build tunnels to.
+    pub peers: Vec<Peer>,
+    /// Those not to be obeyed, and why.
+    pub quarantined: Vec<Quarantined>,
+    /// Those that announced nothing yet.
+    pub waiting: Vec<String>,
+}
+
+/// Why a node is no peer.
+enum Refusal {
+    /// It said nothing yet.
+    Waiting,
+    /// It said something that is not believed.
+    Quarantine(String),
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self::Quarantine(reason)
+    }
+}
+
+/// Judges all `others`, which are all nodes but the own.
+pub fn judge(local: &Local<'_>, others: &[&NodeRecord], settings: &Settings) -> Judgement {
+    let court = Court::new(local, others, settings);
+    let mut judgement = Judgement::default();
+    for node in others {
+        match court.try_node(node) {
+            Ok(peer) => judgement.peers.push(peer),
+            Err(Refusal::Waiting) => judgement.waiting.push(node.name.clone()),
+            Err(Refusal::Quarantine(reason)) => {
+                judgement.quarantined.push(Quarantined { node: node.name.clone(), reason });
+            }
+        }
+    }
+    judgement
+}
+
+/// Whether a pod CIDR claims what is surely not a pod's: this node's addresses or the underlay.
+/// Such a CIDR is no reason to doubt the nodes whose addresses it covers.
+pub fn covers_underlay(cidr: &IpNet, local: &Local<'_>, settings: &Settings) -> bool {
+    underlay(local, settings).iter().any(|net| cidr.contains(net))
+        || settings.node_cidrs.iter().any(|net| overlap(net, cidr))
+}
+
+/// This node's addresses, and the subnets in which its endpoints stand.
+pub fn underlay(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
+    let subnets = local.own.local_addresses.iter();
+    let subnets = subnets.filter(|net| local.endpoints.contains(&net.addr())).map(IpNet::trunc);
+    let hosts = local.own.local_addresses.iter().map(|net| nets::host(net.addr()));
+    let hosts = hosts.filter(|host| !local.pod_cidrs.iter().any(|cidr| cidr.contains(host)));
+    subnets.chain(hosts).chain(settings.node_cidrs.iter().copied()).collect()
+}
+
+/// Whether a CIDR is too wide to be one node's pods.
+pub fn too_wide(cidr: &IpNet) -> bool {
+    cidr.prefix_len() < if matches!(cidr, IpNet::V4(_)) { WIDEST_V4 } else { WIDEST_V6 }
+}
+
+/// Whether an address can be a node's at all.
+fn is_unicast(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => {
+            !(a.is_loopback()
+                || a.is_unspecified()
+                || a.is_multicast()
+                || a.is_broadcast()
+                || a.is_link_local())
+        }
+        IpAddr::V6(a) => {
+            !(a.is_loopback()
+                || a.is_unspecified()
+                || a.is_multicast()
+                || a.is_unicast_link_local()
+                || a.to_ipv4_mapped().is_some())
+        }
+    }
+}
+
+/// What has to be known of all nodes to judge one.
+struct Court<'a> {
+    local: &'a Local<'a>,
+    settings: &'a Settings,
+    /// Who announces each key.
+    keys: BTreeMap<PublicKey, BTreeSet<&'a str>>,
+    /// Who claims each underlay address.
+    addresses: BTreeMap<IpAddr, BTreeSet<&'a str>>,
+    /// Which nodes' CIDRs overlap with another node's, and whose.
+    overlaps: BTreeMap<&'a str, (IpNet, &'a str, IpNet)>,
+    /// All pods' networks, as far as what this node knows of itself does not refute them.
+    pods: Vec<IpNet>,
+}
+
+impl<'a> Court<'a> {
+    fn new(local: &'a Local<'a>, others: &[&'a NodeRecord], settings: &'a Settings) -> Self {
+        let mut keys: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut addresses: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let mut cidrs = Vec::new();
+        for node in others {
+            for address in &node.addresses {
+                addresses.entry(*address).or_default().insert(node.name.as_str());
+            }
+            if let Some(Ok(announcement)) = &node.announcement {
+                for epoch in &announcement.epochs {
+                    keys.entry(epoch.public_key).or_default().insert(node.name.as_str());
+                }
+                for address in &announcement.endpoints {
+                    addresses.entry(*address).or_default().insert(node.name.as_str());
+                }
+            }
+            let sound = |cidr: &&IpNet| {
+                !too_wide(cidr)
+                    && !covers_underlay(cidr, local, settings)
+                    && !local.pod_cidrs.iter().any(|own| overlap(own, cidr))
+            };
+            cidrs.extend(node.pod_cidrs.iter().filter(sound).map(|cidr| (*cidr, node.name.as_str())));
+        }
+        let pods = nets::cover(cidrs.iter().map(|(cidr, _)| *cidr).chain(local.pod_cidrs.iter().copied()));
+        Self { local, settings, keys, addresses, overlaps: overlaps(cidrs), pods }
+    }
+
+    fn try_node(&self, node: &NodeRecord) -> Result<Peer, Refusal> {
+        if let Some(malformed) = node.malformed.first() {
+            return Err(malformed.clone().into());
+        }
+        self.try_pod_cidrs(node)?;
+        let announcement = match &node.announcement {
+            None => return Err(Refusal::Waiting),
+            Some(Err(error)) => return Err(error.to_string().into()),
+            Some(Ok(announcement)) => announcement,
+        };
+        let epoch = self.try_identity(node, announcement)?;
+        let foreign =
+            announcement.pod_cidrs.iter().find(|cidr| !node.pod_cidrs.iter().any(|own| own.contains(*cidr)));
+        if let Some(cidr) = foreign {
+            return Err(format!("announces the pod CIDR {cidr}, which the registry did not give it").into());
+        }
+        let endpoint = self.try_endpoints(node, announcement)?;
+        Ok(Peer {
+            name: node.name.clone(),
+            backend: announcement.backend,
+            public_key: epoch.public_key,
+            endpoint: SocketAddr::new(endpoint, epoch.port),
+            pod_cidrs: announcement.pod_cidrs.iter().map(IpNet::trunc).collect(),
+            addresses: node.addresses.iter().chain(&announcement.endpoints).copied().collect(),
+        })
+    }
+
+    /// The pod CIDRs that the registry gave the node: sound, not this node's, not the underlay's.
+    fn try_pod_cidrs(&self, node: &NodeRecord) -> Result<(), String> {
+        for cidr in &node.pod_cidrs {
+            if too_wide(cidr) {
+                return Err(format!("its pod CIDR {cidr} is too wide for one node, so it is not guarded"));
+            }
+            if let Some(own) = self.local.pod_cidrs.iter().find(|own| overlap(own, cidr)) {
+                return Err(format!("its pod CIDR {cidr} overlaps this node's {own}"));
+            }
+            if covers_underlay(cidr, self.local, self.settings) {
+                return Err(format!("its pod CIDR {cidr} covers this node's address or the underlay"));
+            }
+            let clusters = &self.settings.cluster_cidrs;
+            if !clusters.is_empty() && !clusters.iter().any(|cluster| cluster.contains(cidr)) {
+                return Err(format!("its pod CIDR {cidr} is outside --cluster-cidrs"));
+            }
+        }
+        match self.overlaps.get(node.name.as_str()) {
+            Some((cidr, other, others)) => {
+                Err(format!("its pod CIDR {cidr} overlaps {others} of node {other:?}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// That the announcement is this Node's, and that its key is its own alone.
+    fn try_identity<'n>(
+        &self,
+        node: &NodeRecord,
+        announcement: &'n Announcement,
+    ) -> Result<&'n EpochKey, String> {
+        if announcement.node != node.name {
+            return Err(format!("carries the announcement of node {:?}", announcement.node));
+        }
+        if !announcement.uid.is_empty() && !node.uid.is_empty() && announcement.uid != node.uid {
+            return Err(format!(
+                "the announcement is for the UID {}, but the Node is {}: stale or copied",
+                announcement.uid, node.uid
+            ));
+        }
+        for key in &announcement.epochs {
+            if key.public_key == self.local.own.public_key {
+                return Err(format!("announces this node's own public key {}", key.public_key));
+            }
+            let others = &self.keys[&key.public_key];
+            if let Some(other) = others.iter().find(|other| **other != node.name) {
+                return Err(format!("announces the public key {}, as does node {other:?}", key.public_key));
+            }
+        }
+        let own = self.local.own.epoch;
+        let epoch = announcement.epoch(own).ok_or_else(|| {
+            let epochs: Vec<u64> = announcement.epochs.iter().map(|key| key.epoch).collect();
+            format!("announces no key of this node's epoch {own}, only of {epochs:?}")
+        })?;
+        if epoch.port == 0 || epoch.lanes == 0 {
+            return Err(format!("announces port {} with {} lanes", epoch.port, epoch.lanes));
+        }
+        Ok(epoch)
+    }
+
+    /// The announced and registered addresses; returns the one to send to.
+    fn try_endpoints(&self, node: &NodeRecord, announcement: &Announcement) -> Result<IpAddr, String> {
+        for address in announcement.endpoints.iter().chain(&node.addresses) {
+            if !is_unicast(*address) {
+                return Err(format!("its address {address} is loopback or otherwise no node's address"));
+            }
+            if self.local.own.local_addresses.iter().any(|own| own.addr() == *address) {
+                return Err(format!("its address {address} is this node's own"));
+            }
+            if let Some(net) = nets::find(&self.pods, *address) {
+                return Err(format!("its address {address} is inside the pod CIDR {net}"));
+            }
+            let ranges = &self.settings.node_cidrs;
+            if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(address)) {
+                return Err(format!("its address {address} is outside --node-cidrs"));
+            }
+            if let Some(other) = self.addresses[address].iter().find(|other| **other != node.name) {
+                return Err(format!("its address {address} is claimed by node {other:?}, too"));
+            }
+        }
+        if let Some(foreign) = announcement.endpoints.iter().find(|e| !node.addresses.contains(e)) {
+            return Err(format!("announces the endpoint {foreign}, which is none of the Node's InternalIPs"));
+        }
+        let reachable =
+            |endpoint: &&IpAddr| self.local.endpoints.iter().any(|own| own.is_ipv4() == endpoint.is_ipv4());
+        announcement.endpoints.iter().find(reachable).copied().ok_or_else(|| {
+            format!("announces no endpoint of an address family of this node: {:?}", announcement.endpoints)
+        })
+    }
+}
+
+/// For each node whose CIDR overlaps with another node's: its CIDR, the other node and the other's CIDR.
+fn overlaps<'a>(mut cidrs: Vec<(IpNet, &'a str)>) -> BTreeMap<&'a str, (IpNet, &'a str, IpNet)> {
+    cidrs.sort_by_key(|(net, name)| (net.network(), net.prefix_len(), *name));
+    let mut found = BTreeMap::new();
+    // The networks that hold the current one, from the widest to the nearest.
+    let mut around: Vec<(IpNet, &str)> = Vec::new();
+    for (net, name) in cidrs {
+        while around.last().is_some_and(|(outer, _)| !outer.contains(&net)) {
+            around.pop();
+        }
+        for (outer, other) in around.iter().filter(|(_, other)| *other != name) {
+            found.entry(name).or_insert((net, *other, *outer));
+            found.entry(*other).or_insert((*outer, name, net));
+        }
+        around.push((net, name));
+    }
+    found
+}

@@ -1,0 +1,124 @@
+//! What should be on this node: the guard, the tunnel, the routes and the rules, as values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use warren_api::PublicKey;
+use warren_api::status::Enforcement;
+
+/// All that should be on this node. The default is what a node without Warren has: nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Desired {
+    /// The guard; absent only when Warren is taken off the node.
+    pub guard: Option<Guard>,
+    /// The tunnel; absent while the own node is unknown to the registry.
+    pub tunnel: Option<Tunnel>,
+    /// All routes of Warren's own tables.
+    pub routes: BTreeSet<Route>,
+    /// The rules that lead to those tables.
+    pub rules: BTreeSet<Rule>,
+}
+
+/// The nftables rules that keep "encrypted or dropped", reduced to what varies between nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Guard {
+    /// Whether it drops or only counts.
+    pub enforcement: Enforcement,
+    /// Addresses that belong to pods of other nodes.
+    pub remote_pods: BTreeSet<IpNet>,
+    /// Addresses that belong to pods of this node.
+    pub local_pods: BTreeSet<IpNet>,
+    /// Underlay addresses of other nodes.
+    pub remote_nodes: BTreeSet<IpNet>,
+}
+
+/// One WireGuard interface and its peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The interface's name.
+    pub interface: String,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Its UDP port.
+    pub listen_port: u16,
+    /// Its public key; who applies this holds the private one.
+    pub public_key: PublicKey,
+    /// Its addresses, each a single host: the network addresses of the own pod CIDRs.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, TunnelPeer>,
+}
+
+/// One WireGuard peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TunnelPeer {
+    /// Where it announced to be. WireGuard moves it to where authenticated packets come from.
+    pub endpoint: SocketAddr,
+    /// What may come from it and goes to it.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives.
+    pub keepalive: u16,
+}
+
+/// One route in one of Warren's tables.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// The routing table.
+    pub table: u32,
+    /// Where to.
+    pub destination: IpNet,
+    /// The metric: the lowest wins among routes to the same destination.
+    pub metric: u32,
+    /// What happens to a packet that takes it.
+    pub kind: RouteKind,
+}
+
+/// What happens to a packet that takes a route.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteKind {
+    /// Out through a tunnel interface, with this source if the packet has none yet.
+    Tunnel {
+        /// The interface's name.
+        interface: String,
+        /// The preferred source.
+        source: Option<IpAddr>,
+    },
+    /// Refused with an ICMP error, so that senders fail at once and not by a time-out.
+    Unreachable,
+}
+
+impl Route {
+    /// What makes the kernel take two routes for the same one.
+    pub fn key(&self) -> (u32, IpNet, u32) {
+        (self.table, self.destination, self.metric)
+    }
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl From<&IpNet> for Family {
+    fn from(net: &IpNet) -> Self {
+        if matches!(net, IpNet::V4(_)) { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// One policy routing rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    /// The address family it serves.
+    pub family: Family,
+    /// Its priority: lower is asked first.
+    pub priority: u32,
+    /// Only packets from here, where given.
+    pub source: Option<IpNet>,
+    /// The table it consults.
+    pub table: u32,
+}

@@ -1,0 +1,66 @@
+//! What was read back from the kernel and the tunnel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use warren_api::PublicKey;
+
+use crate::{Guard, Route, Rule};
+
+/// All of Warren's that was found on this node. The default is a node that Warren never touched.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// The guard, unless it is absent or its rules are not those that Warren writes: then it is put anew.
+    pub guard: Option<Guard>,
+    /// Whether a guard's table exists at all, intact or not.
+    pub guard_table: bool,
+    /// The tunnel's interface.
+    pub link: Option<ObservedLink>,
+    /// The WireGuard device behind it.
+    pub device: Option<ObservedDevice>,
+    /// All routes in Warren's tables, as far as Warren could have made them.
+    pub routes: BTreeSet<Route>,
+    /// All rules that lead to Warren's tables; a rule may stand twice.
+    pub rules: Vec<Rule>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedLink {
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its addresses, without link-local ones.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// A WireGuard device.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedDevice {
+    /// Its public key, if it has a key.
+    pub public_key: Option<PublicKey>,
+    /// Its UDP port.
+    pub listen_port: u16,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, ObservedPeer>,
+}
+
+/// A WireGuard peer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedPeer {
+    /// Where packets to it go now.
+    pub endpoint: Option<SocketAddr>,
+    /// Its allowed IPs.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives, 0 for none.
+    pub keepalive: u16,
+    /// Since the last completed handshake.
+    pub since_handshake: Option<Duration>,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+}

@@ -1,0 +1,309 @@
+//! From a [`Snapshot`] to what should be on this node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_api::announcement::{self, Announcement, EpochKey};
+use warren_api::names;
+use warren_api::status::{Enforcement, Quarantined};
+use warren_api::{Backend, PublicKey};
+
+use crate::claims::{self, Judgement, Local, Peer};
+use crate::desired::{Desired, Family, Guard, Route, RouteKind, Rule, Tunnel, TunnelPeer};
+use crate::nets;
+use crate::snapshot::{NodeRecord, Own, Record, Settings, Snapshot};
+
+/// Seconds between keepalives: WireGuard's customary value, below the 30 s after which common NATs and
+/// firewalls forget a UDP flow. It also proves every pair by a handshake before any pod needs it.
+pub const KEEPALIVE: u16 = 25;
+
+/// What WireGuard adds to a packet: IP header, UDP header (8), message header (16), tag (16).
+/// Source: WireGuard whitepaper, section 5.4.6.
+const OVERHEAD_V4: u32 = 60;
+const OVERHEAD_V6: u32 = 80;
+
+/// The smallest MTU that IPv6 runs on (RFC 8200, section 5).
+const MIN_MTU: u32 = 1280;
+
+/// What should be, and what there is to say about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What should be on this node.
+    pub desired: Desired,
+    /// What this node should publish; absent while the registry does not know it.
+    pub announcement: Option<Announcement>,
+    /// Who stands behind each key of the tunnel.
+    pub peers: BTreeMap<PublicKey, PeerInfo>,
+    /// Who is not obeyed, and why.
+    pub quarantined: Vec<Quarantined>,
+    /// Who has announced nothing yet.
+    pub waiting: Vec<String>,
+    /// What keeps this node from being ready, for a human.
+    pub problems: Vec<String>,
+    /// Remove nothing: what the registry says of this node itself is not known, so nothing that stands may
+    /// be taken for superfluous.
+    pub hold: bool,
+}
+
+/// Who stands behind a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// The node's name.
+    pub node: String,
+    /// What carries its end.
+    pub backend: Backend,
+}
+
+/// Makes the plan. `guarded` are the remote pods' networks that the kernel's guard holds now: while an
+/// entry of the registry cannot be read, none of them is released, since one may be that node's.
+pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
+    let Snapshot { own, records, settings } = snapshot;
+    let mut problems = Vec::new();
+    let Sorted { own_record, others, mut quarantined } = sort(&own.name, records);
+    if own_record.is_none() {
+        problems.push(format!("the registry holds no readable Node {:?}: is --node right?", own.name));
+    }
+    let local = locate(own, own_record, &mut problems);
+    let Judgement { peers, quarantined: refused, waiting } = claims::judge(&local, &others, settings);
+    let unreadable = !quarantined.is_empty() || own_record.is_none();
+    quarantined.extend(refused);
+    quarantined.sort();
+
+    let retained: &BTreeSet<IpNet> = if unreadable { guarded } else { &BTreeSet::new() };
+    let blocked = blocked(&local, &others, &peers, settings, retained);
+    let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
+    let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));
+    let desired = Desired {
+        routes: routes(tunnel.as_ref(), &local, &peers, &blocked, settings.enforcement),
+        rules: rules(&local, &blocked),
+        guard: Some(Guard {
+            enforcement: settings.enforcement,
+            local_pods: local.pod_cidrs.iter().copied().collect(),
+            remote_nodes: remote_nodes(&local, &others),
+            remote_pods: blocked.into_iter().collect(),
+        }),
+        tunnel,
+    };
+    Plan {
+        announcement: desired.tunnel.as_ref().map(|tunnel| announce(&local, own_record, tunnel)),
+        peers: peers
+            .into_iter()
+            .map(|peer| (peer.public_key, PeerInfo { node: peer.name, backend: peer.backend }))
+            .collect(),
+        desired,
+        quarantined,
+        waiting,
+        problems,
+        hold: !usable,
+    }
+}
+
+/// The records, told apart.
+struct Sorted<'a> {
+    own_record: Option<&'a NodeRecord>,
+    others: Vec<&'a NodeRecord>,
+    /// Those that cannot be read, or that claim one name.
+    quarantined: Vec<Quarantined>,
+}
+
+fn sort<'a>(own: &str, records: &'a [Record]) -> Sorted<'a> {
+    let mut quarantined = Vec::new();
+    let mut by_name: BTreeMap<&str, Vec<&NodeRecord>> = BTreeMap::new();
+    for record in records {
+        match record {
+            Record::Node(node) => by_name.entry(&node.name).or_default().push(node),
+            Record::Unreadable { name, reason } => {
+                quarantined.push(Quarantined { node: name.clone(), reason: reason.clone() });
+            }
+        }
+    }
+    let mut unique = Vec::new();
+    for (name, nodes) in by_name {
+        if let [node] = nodes[..] {
+            unique.push(node);
+        } else {
+            let reason = format!("stands in the registry {} times", nodes.len());
+            quarantined.push(Quarantined { node: name.to_owned(), reason });
+        }
+    }
+    let (own_record, others): (Vec<_>, Vec<_>) = unique.into_iter().partition(|node| node.name == own);
+    Sorted { own_record: own_record.first().copied(), others, quarantined }
+}
+
+/// Brings together what the registry and the interfaces say of this node.
+fn locate<'a>(own: &'a Own, record: Option<&NodeRecord>, problems: &mut Vec<String>) -> Local<'a> {
+    let mut local = Local { own, pod_cidrs: Vec::new(), endpoints: Vec::new() };
+    let Some(record) = record else { return local };
+    problems.extend(record.malformed.iter().map(|what| format!("this Node's manifest: {what}")));
+    local.pod_cidrs = nets::cover(record.pod_cidrs.iter().copied().filter(|cidr| !claims::too_wide(cidr)));
+    let on_interface = |address: &&IpAddr| own.local_addresses.iter().any(|net| net.addr() == **address);
+    local.endpoints = record.addresses.iter().filter(on_interface).copied().collect();
+    if local.pod_cidrs.is_empty() {
+        problems.push("the registry gave this node no pod CIDR (spec.podCIDRs)".to_owned());
+    }
+    if local.endpoints.is_empty() {
+        problems.push(format!(
+            "none of this Node's InternalIPs {:?} is on an interface of this machine",
+            record.addresses
+        ));
+    }
+    local
+}
+
+/// The networks that may be reached through a tunnel or not at all: the pods of all other nodes, peers or
+/// not, without what is surely this node's own or the underlay's.
+fn blocked(
+    local: &Local<'_>,
+    others: &[&NodeRecord],
+    peers: &[Peer],
+    settings: &Settings,
+    retained: &BTreeSet<IpNet>,
+) -> Vec<IpNet> {
+    // Without the own pod CIDRs, the cluster's would cut this node's own pods off.
+    let cluster = settings.cluster_cidrs.iter().filter(|_| !local.pod_cidrs.is_empty());
+    let claimed = others.iter().flat_map(|node| &node.pod_cidrs).filter(|cidr| !claims::too_wide(cidr));
+    let claimed = nets::cover(claimed.chain(cluster).chain(retained).copied());
+
+    let mut holes = local.pod_cidrs.clone();
+    holes.extend(peers.iter().flat_map(|peer| &peer.addresses).copied().map(nets::host));
+    holes.extend(claims::underlay(local, settings));
+    // The subnets of the underlay are holes only in what claims to hold them whole; pods' networks inside a
+    // wide underlay subnet stay blocked, or the widest subnet would unguard them all.
+    let hole_in = |net: &IpNet, hole: &IpNet| net.contains(hole);
+    let holes: Vec<IpNet> = nets::cover(
+        holes
+            .into_iter()
+            .filter(|hole| local.pod_cidrs.contains(hole) || claimed.iter().any(|net| hole_in(net, hole))),
+    );
+    claimed.into_iter().flat_map(|net| nets::exclude(net, &holes)).collect()
+}
+
+/// The underlay addresses of all other nodes. An address that is also this node's, or a pod's of this node,
+/// is a lie that must not cut this node's own traffic.
+fn remote_nodes(local: &Local<'_>, others: &[&NodeRecord]) -> BTreeSet<IpNet> {
+    let addresses = others.iter().flat_map(|node| &node.addresses);
+    let mine = |address: &IpAddr| {
+        local.own.local_addresses.iter().any(|net| net.addr() == *address)
+            || local.pod_cidrs.iter().any(|cidr| cidr.contains(address))
+    };
+    addresses.filter(|address| !mine(address)).copied().map(nets::host).collect()
+}
+
+fn tunnel(local: &Local<'_>, peers: &[Peer], problems: &mut Vec<String>) -> Tunnel {
+    let mtu = mtu(local);
+    if mtu < MIN_MTU {
+        problems.push(format!("the tunnel's MTU would be {mtu} bytes; IPv6 wants {MIN_MTU}"));
+    }
+    Tunnel {
+        interface: names::interface(local.own.epoch, 0),
+        mtu,
+        listen_port: local.own.port,
+        public_key: local.own.public_key,
+        addresses: local.pod_cidrs.iter().map(IpNet::network).collect(),
+        peers: peers.iter().map(|peer| (peer.public_key, tunnel_peer(peer))).collect(),
+    }
+}
+
+fn tunnel_peer(peer: &Peer) -> TunnelPeer {
+    let addresses = peer.addresses.iter().copied().map(nets::host);
+    TunnelPeer {
+        endpoint: peer.endpoint,
+        allowed_ips: peer.pod_cidrs.iter().copied().chain(addresses).collect(),
+        keepalive: KEEPALIVE,
+    }
+}
+
+/// The MTU inside the tunnel: the smallest of the links that carry an endpoint, less what WireGuard adds.
+fn mtu(local: &Local<'_>) -> u32 {
+    let links = local.own.link_mtu.iter().filter(|(address, _)| local.endpoints.contains(address));
+    let link = links.map(|(_, mtu)| *mtu).min().unwrap_or(1500);
+    let overhead = if local.endpoints.iter().any(IpAddr::is_ipv6) { OVERHEAD_V6 } else { OVERHEAD_V4 };
+    link.saturating_sub(overhead)
+}
+
+/// The routes of both tables. In strict mode an unreachable one stands below every tunnel's, so that
+/// packets drop where the tunnel or its interface is gone. Towards the addresses of nodes without a tunnel
+/// there is none: such a packet may lawfully leave with this node's address (masqueraded), and if it still
+/// has a pod's address, the guard drops it.
+fn routes(
+    tunnel: Option<&Tunnel>,
+    local: &Local<'_>,
+    peers: &[Peer],
+    blocked: &[IpNet],
+    enforcement: Enforcement,
+) -> BTreeSet<Route> {
+    let mut routes = BTreeSet::new();
+    let unreachable = |table, destination| Route {
+        table,
+        destination,
+        metric: names::UNREACHABLE_METRIC,
+        kind: RouteKind::Unreachable,
+    };
+    let strict = enforcement == Enforcement::Strict;
+    if strict {
+        routes.extend(blocked.iter().map(|net| unreachable(names::PODS_TABLE, *net)));
+    }
+    let Some(tunnel) = tunnel else { return routes };
+    let through = |table, destination: IpNet, source| Route {
+        table,
+        destination,
+        metric: names::TUNNEL_METRIC,
+        kind: RouteKind::Tunnel { interface: tunnel.interface.clone(), source },
+    };
+    for peer in peers {
+        for cidr in &peer.pod_cidrs {
+            let source = local.pod_cidrs.iter().find(|own| Family::from(*own) == Family::from(cidr));
+            routes.insert(through(names::PODS_TABLE, *cidr, source.map(IpNet::network)));
+        }
+        for address in peer.addresses.iter().copied().map(nets::host) {
+            if local.pod_cidrs.iter().any(|own| Family::from(own) == Family::from(&address)) {
+                routes.insert(through(names::NODES_TABLE, address, None));
+                routes.extend(strict.then(|| unreachable(names::NODES_TABLE, address)));
+            }
+        }
+    }
+    routes
+}
+
+fn rules(local: &Local<'_>, blocked: &[IpNet]) -> BTreeSet<Rule> {
+    let families: BTreeSet<Family> = blocked.iter().chain(&local.pod_cidrs).map(Family::from).collect();
+    let pods = families.into_iter().map(|family| Rule {
+        family,
+        priority: names::PODS_RULE,
+        source: None,
+        table: names::PODS_TABLE,
+    });
+    let nodes = local.pod_cidrs.iter().map(|cidr| Rule {
+        family: Family::from(cidr),
+        priority: names::NODES_RULE,
+        source: Some(*cidr),
+        table: names::NODES_TABLE,
+    });
+    pods.chain(nodes).collect()
+}
+
+/// What this node should publish. Fields that a later version left on the own Node are kept.
+fn announce(local: &Local<'_>, record: Option<&NodeRecord>, tunnel: &Tunnel) -> Announcement {
+    let before = record.and_then(|record| record.announcement.as_ref()?.as_ref().ok());
+    Announcement {
+        version: announcement::VERSION,
+        node: local.own.name.clone(),
+        uid: record.map(|record| record.uid.clone()).unwrap_or_default(),
+        epochs: vec![EpochKey {
+            epoch: local.own.epoch,
+            public_key: local.own.public_key,
+            port: local.own.port,
+            lanes: 1,
+            unknown: before
+                .and_then(|before| before.epoch(local.own.epoch))
+                .map(|epoch| epoch.unknown.clone())
+                .unwrap_or_default(),
+        }],
+        pod_cidrs: local.pod_cidrs.clone(),
+        endpoints: local.endpoints.clone(),
+        backend: local.own.backend,
+        mtu: tunnel.mtu,
+        unknown: before.map(|before| before.unknown.clone()).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,110 @@
+//! What the registry and the command line say, at one moment.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_api::status::Enforcement;
+use warren_api::{Announcement, AnnouncementError, Backend, Node, PublicKey, annotations};
+
+/// All that a plan is made from.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The node this daemon runs on.
+    pub own: Own,
+    /// What the registry holds, the own node included.
+    pub records: Vec<Record>,
+    /// What the operator set.
+    pub settings: Settings,
+}
+
+/// What this daemon knows of its own node without the registry.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// The own Node's name.
+    pub name: String,
+    /// The own public key.
+    pub public_key: PublicKey,
+    /// The epoch of that key.
+    pub epoch: u64,
+    /// The UDP port of the first lane.
+    pub port: u16,
+    /// What carries the tunnels.
+    pub backend: Backend,
+    /// Every address on an interface that is not Warren's, with its prefix.
+    pub local_addresses: Vec<IpNet>,
+    /// The MTU of the link that carries a local address, in bytes.
+    pub link_mtu: Vec<(IpAddr, u32)>,
+}
+
+/// What the operator set.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Whether the guard drops or only counts.
+    pub enforcement: Enforcement,
+    /// All pods of the cluster are inside these, where known: then an address of them that belongs to no
+    /// node yet is guarded, too, and nothing outside them is believed to be a pod.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// All nodes are inside these, where known: no endpoint outside is believed.
+    pub node_cidrs: Vec<IpNet>,
+}
+
+/// One entry of the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A Node that could be read.
+    Node(Box<NodeRecord>),
+    /// An entry that could not be read, by the name the operator will look for.
+    Unreadable {
+        /// The node's name where it was known before, else the file's name.
+        name: String,
+        /// Why, for a human.
+        reason: String,
+    },
+}
+
+/// A Node, with its texts parsed where that was possible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// The name.
+    pub name: String,
+    /// The UID; empty where the registry has none.
+    pub uid: String,
+    /// The pod CIDRs that the registry gave the node, host bits cleared.
+    pub pod_cidrs: Vec<IpNet>,
+    /// The node's InternalIPs.
+    pub addresses: Vec<IpAddr>,
+    /// What the node announces, if it does.
+    pub announcement: Option<Result<Announcement, AnnouncementError>>,
+    /// Texts of the Node that should be addresses or CIDRs and are not.
+    pub malformed: Vec<String>,
+}
+
+impl From<&Node> for NodeRecord {
+    fn from(node: &Node) -> Self {
+        let mut malformed = Vec::new();
+        let mut pod_cidrs = Vec::new();
+        for text in node.pod_cidrs() {
+            match text.parse::<IpNet>() {
+                Ok(net) => pod_cidrs.push(net.trunc()),
+                Err(_) => malformed.push(format!("pod CIDR {text:?} is no CIDR")),
+            }
+        }
+        let mut addresses = Vec::new();
+        for text in node.internal_ips() {
+            match text.parse() {
+                Ok(address) => addresses.push(address),
+                Err(_) => malformed.push(format!("InternalIP {text:?} is no IP address")),
+            }
+        }
+        let announcement =
+            node.metadata.annotations.get(annotations::ANNOUNCEMENT).map(|json| Announcement::parse(json));
+        Self {
+            name: node.metadata.name.clone(),
+            uid: node.metadata.uid.clone(),
+            pod_cidrs,
+            addresses,
+            announcement,
+            malformed,
+        }
+    }
+}

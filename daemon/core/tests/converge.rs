@@ -1,0 +1,349 @@
+//! The difference, applied by a model of the kernel: it converges, it is then empty, and on the way no hole
+//! opens.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net};
+use proptest::prelude::*;
+use warren_api::PublicKey;
+use warren_api::status::Enforcement;
+use warren_core::*;
+
+/// A model of what `warrend`'s adapters do to a node.
+#[derive(Debug, Clone)]
+struct Model(Observed);
+
+impl Model {
+    fn apply(&mut self, action: &Action, desired: &Desired) {
+        let now = &mut self.0;
+        match action.clone() {
+            Action::ReplaceGuard(guard) => {
+                now.guard = Some(guard);
+                now.guard_table = true;
+            }
+            Action::UpdateGuard { add, remove } => {
+                let guard = now.guard.as_mut().expect("only a guard that stands is updated");
+                for (set, add, remove) in [
+                    (&mut guard.remote_pods, &add.remote_pods, &remove.remote_pods),
+                    (&mut guard.local_pods, &add.local_pods, &remove.local_pods),
+                    (&mut guard.remote_nodes, &add.remote_nodes, &remove.remote_nodes),
+                ] {
+                    *set = &(&*set - remove) | add;
+                }
+            }
+            Action::RemoveGuard => {
+                now.guard = None;
+                now.guard_table = false;
+            }
+            Action::StartTunnel { .. } => {
+                now.link = Some(ObservedLink { mtu: 1420, ..Default::default() });
+                now.routes.retain(|route| route.kind == RouteKind::Unreachable);
+                now.device = Some(ObservedDevice::default());
+            }
+            Action::ConfigureDevice(change) => self.configure(change, desired),
+            Action::SetLink { mtu } => {
+                let link = now.link.as_mut().expect("only a link that exists is set up");
+                link.mtu = mtu;
+                link.up = true;
+            }
+            Action::AddAddress(address) => {
+                assert!(now.link.as_mut().expect("a link for the address").addresses.insert(address));
+            }
+            Action::RemoveAddress(address) => {
+                assert!(now.link.as_mut().expect("a link with the address").addresses.remove(&address));
+            }
+            Action::AddRoute(route) => {
+                assert!(
+                    !matches!(route.kind, RouteKind::Tunnel { .. })
+                        || now.link.as_ref().is_some_and(|link| link.up)
+                );
+                now.routes.retain(|other| other.key() != route.key());
+                now.routes.insert(route);
+            }
+            Action::RemoveRoute(route) => assert!(now.routes.remove(&route)),
+            Action::AddRule(rule) => now.rules.push(rule),
+            Action::RemoveRule(rule) => {
+                let at = now.rules.iter().position(|other| *other == rule);
+                now.rules.remove(at.expect("only a rule that stands is removed"));
+            }
+            Action::StopTunnel => {
+                now.link = None;
+                now.device = None;
+                now.routes.retain(|route| route.kind == RouteKind::Unreachable);
+            }
+        }
+    }
+
+    fn configure(&mut self, change: DeviceChange, desired: &Desired) {
+        let device = self.0.device.as_mut().expect("only a device that runs is configured");
+        if change.identity {
+            device.public_key = desired.tunnel.as_ref().map(|tunnel| tunnel.public_key);
+        }
+        device.listen_port = change.listen_port.unwrap_or(device.listen_port);
+        for change in change.peers {
+            if change.remove {
+                device.peers.remove(&change.public_key);
+                continue;
+            }
+            // WireGuard's rule: an allowed IP belongs to the peer that got it last.
+            for (key, other) in &mut device.peers {
+                if *key != change.public_key {
+                    other.allowed_ips = &other.allowed_ips - &change.add;
+                }
+            }
+            let peer = device.peers.entry(change.public_key).or_default();
+            peer.allowed_ips = &(&peer.allowed_ips - &change.drop) | &change.add;
+            peer.endpoint = change.endpoint.or(peer.endpoint);
+            peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
+        }
+    }
+
+    /// Whether a packet to `net` can leave this node in the clear.
+    fn leaks(&self, net: &IpNet) -> bool {
+        let guarded = self.0.guard.as_ref().is_some_and(|guard| guard.remote_pods.contains(net));
+        !guarded && !self.caught_by_routes(net)
+    }
+
+    /// Whether the routes alone keep packets to `net` from leaving in the clear, whatever becomes of the
+    /// tunnel's interface.
+    fn caught_by_routes(&self, net: &IpNet) -> bool {
+        self.0.rules.iter().any(|rule| rule.source.is_none() && Family::from(net) == rule.family)
+            && self.0.routes.iter().any(|route| catches(route, net))
+    }
+}
+
+fn catches(route: &Route, net: &IpNet) -> bool {
+    route.kind == RouteKind::Unreachable && route.destination.contains(net)
+}
+
+fn key(n: u8) -> PublicKey {
+    PublicKey::from_bytes([n.max(1); 32]).unwrap()
+}
+
+fn net(n: u8) -> IpNet {
+    Ipv4Net::new_assert([10, 244, n, 0].into(), 24).into()
+}
+
+prop_compose! {
+    fn any_guard()(
+        strict in any::<bool>(),
+        pods in prop::collection::btree_set((0u8..6).prop_map(net), 0..5),
+        nodes in prop::collection::btree_set((6u8..9).prop_map(net), 0..3),
+    ) -> Guard {
+        let enforcement = if strict { Enforcement::Strict } else { Enforcement::Permissive };
+        Guard { enforcement, remote_pods: pods, local_pods: [net(9)].into(), remote_nodes: nodes }
+    }
+}
+
+fn any_route(interface: &'static str) -> impl Strategy<Value = Route> {
+    (0u8..6, any::<bool>(), 0u8..2).prop_map(move |(n, blocking, source)| Route {
+        table: 5180,
+        destination: net(n),
+        metric: if blocking { 9999 } else { 1024 },
+        kind: if blocking {
+            RouteKind::Unreachable
+        } else {
+            RouteKind::Tunnel { interface: interface.into(), source: Some([10, 0, 0, source].into()) }
+        },
+    })
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    (0u8..3).prop_map(|n| Rule {
+        family: Family::V4,
+        priority: 5180 + u32::from(n),
+        source: (n > 0).then(|| net(n)),
+        table: 5180 + u32::from(n > 0),
+    })
+}
+
+prop_compose! {
+    fn any_addresses()(low in prop::collection::btree_set(0u8..4, 0..3)) -> BTreeSet<IpAddr> {
+        low.into_iter().map(|low| IpAddr::from([10, 244, 9, low])).collect()
+    }
+}
+
+/// Peers that share the networks out among them, as allowed IPs always are.
+fn any_peers() -> impl Strategy<Value = Vec<(PublicKey, BTreeSet<IpNet>, u8)>> {
+    prop::collection::vec((0u8..5, 0u8..3), 6).prop_map(|owners| {
+        let mut peers: Vec<(PublicKey, BTreeSet<IpNet>, u8)> = Vec::new();
+        for (n, (owner, port)) in owners.into_iter().enumerate() {
+            match peers.iter_mut().find(|peer| peer.0 == key(owner)) {
+                Some(peer) => {
+                    peer.1.insert(net(n as u8));
+                }
+                None => peers.push((key(owner), [net(n as u8)].into(), port)),
+            }
+        }
+        peers
+    })
+}
+
+prop_compose! {
+    fn any_tunnel()(
+        mtu in 1280u32..1283, port in 1u16..3, own in 20u8..22,
+        addresses in any_addresses(), peers in any_peers()
+    ) -> Tunnel {
+        let peers = peers.into_iter().map(|(key, allowed_ips, port)| {
+            let endpoint = (IpAddr::from([192, 0, 2, 1]), u16::from(port)).into();
+            (key, TunnelPeer { endpoint, allowed_ips, keepalive: 25 })
+        });
+        Tunnel {
+            interface: "warren-a0".into(), mtu, listen_port: port, public_key: key(own), addresses,
+            peers: peers.collect(),
+        }
+    }
+}
+
+prop_compose! {
+    fn any_desired()(
+        guard in prop::option::weighted(0.9, any_guard()), tunnel in prop::option::weighted(0.8, any_tunnel()),
+        routes in prop::collection::btree_set(any_route("warren-a0"), 0..8),
+        rules in prop::collection::btree_set(any_rule(), 0..4),
+    ) -> Desired {
+        let mut desired = Desired { guard, tunnel, routes: BTreeSet::new(), rules };
+        for route in routes {
+            let possible = desired.tunnel.is_some() || route.kind == RouteKind::Unreachable;
+            if possible && desired.routes.iter().all(|other| other.key() != route.key()) {
+                desired.routes.insert(route);
+            }
+        }
+        desired
+    }
+}
+
+prop_compose! {
+    fn any_observed()(
+        guard in prop::option::of(any_guard()), broken in any::<bool>(),
+        link in prop::option::of((1280u32..1283, any::<bool>(), any_addresses())),
+        device in prop::option::of((20u8..22, 1u16..3, any_peers(), any::<bool>(), prop::option::of(0u64..400))),
+        routes in prop::collection::btree_set(any_route("warren-a0"), 0..8),
+        rules in prop::collection::vec(any_rule(), 0..6),
+    ) -> Observed {
+        let link = link.map(|(mtu, up, addresses)| ObservedLink { mtu, up, addresses });
+        let device = device.map(|(own, listen_port, peers, endpoint, since)| ObservedDevice {
+            public_key: Some(key(own)),
+            listen_port,
+            peers: peers.into_iter().map(|(key, allowed_ips, port)| (key, ObservedPeer {
+                endpoint: endpoint.then(|| (IpAddr::from([192, 0, 2, 1]), u16::from(port)).into()),
+                allowed_ips,
+                since_handshake: since.map(Duration::from_secs),
+                ..Default::default()
+            })).collect(),
+        });
+        let up = link.as_ref().is_some_and(|link| link.up);
+        let mut observed = Observed {
+            guard_table: guard.is_some() || broken, guard, link, device, routes: BTreeSet::new(), rules,
+        };
+        for route in routes {
+            let possible = up || route.kind == RouteKind::Unreachable;
+            if possible && observed.routes.iter().all(|other| other.key() != route.key()) {
+                observed.routes.insert(route);
+            }
+        }
+        observed
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn applying_the_difference_yields_what_is_desired(desired in any_desired(), observed in any_observed()) {
+        let mut model = Model(observed);
+        for action in diff(&desired, &model.0) {
+            model.apply(&action, &desired);
+        }
+        let rest = diff(&desired, &model.0);
+        prop_assert!(rest.is_empty(), "after all, still to do: {:?}", rest);
+        prop_assert_eq!(&model.0.guard, &desired.guard);
+        prop_assert_eq!(&model.0.routes, &desired.routes);
+        let rules: BTreeSet<Rule> = model.0.rules.iter().cloned().collect();
+        prop_assert_eq!(rules.len(), model.0.rules.len(), "a rule stands twice");
+        prop_assert_eq!(&rules, &desired.rules);
+        prop_assert_eq!(model.0.link.is_some(), desired.tunnel.is_some());
+        if let (Some(tunnel), Some(device)) = (&desired.tunnel, &model.0.device) {
+            let allowed = |peers: Vec<(&PublicKey, &BTreeSet<IpNet>)>| format!("{peers:?}");
+            prop_assert_eq!(
+                allowed(device.peers.iter().map(|(key, peer)| (key, &peer.allowed_ips)).collect()),
+                allowed(tunnel.peers.iter().map(|(key, peer)| (key, &peer.allowed_ips)).collect())
+            );
+        }
+    }
+
+    #[test]
+    fn no_hole_opens_on_the_way(desired in any_desired(), observed in any_observed()) {
+        let mut model = Model(observed);
+        let wanted = desired.guard.clone().map(|guard| guard.remote_pods).unwrap_or_default();
+        for (step, action) in diff(&desired, &model.0).iter().enumerate() {
+            let before = model.clone();
+            model.apply(action, &desired);
+            for net in &wanted {
+                // The guard comes first: with the first action at the latest, nothing leaks any more …
+                prop_assert!(!model.leaks(net) , "step {step}, {action}: {net} leaks");
+                // … and as long as the routes should catch it, they go on doing so.
+                let still_wanted = desired.rules.iter().any(|rule| rule.source.is_none())
+                    && desired.routes.iter().any(|route| catches(route, net));
+                if still_wanted && before.caught_by_routes(net) {
+                    prop_assert!(model.caught_by_routes(net), "step {step}, {action}: {net} is let go");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_that_did_not_change_is_not_touched(desired in any_desired(), observed in any_observed()) {
+        let mut model = Model(observed);
+        for action in diff(&desired, &model.0) {
+            model.apply(&action, &desired);
+        }
+        let Some(tunnel) = &desired.tunnel else { return Ok(()) };
+        let Some((changed, _)) = tunnel.peers.iter().next() else { return Ok(()) };
+        let mut next = desired.clone();
+        next.tunnel.as_mut().unwrap().peers.get_mut(changed).unwrap().keepalive = 11;
+        let actions = diff(&next, &model.0);
+        let [Action::ConfigureDevice(change)] = &actions[..] else { panic!("{actions:?}") };
+        prop_assert_eq!(&change.peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>(), &[*changed]);
+    }
+}
+
+#[test]
+fn a_peer_that_roamed_is_left_where_it_is_until_its_session_is_dead() {
+    let at = |last: u8| Some((IpAddr::from([192, 0, 2, last]), 51820).into());
+    let tunnel = |endpoint: Option<std::net::SocketAddr>| Tunnel {
+        interface: "warren-a0".into(),
+        mtu: 1420,
+        listen_port: 1,
+        public_key: key(20),
+        addresses: BTreeSet::new(),
+        peers: [(
+            key(1),
+            TunnelPeer { endpoint: endpoint.unwrap(), allowed_ips: BTreeSet::new(), keepalive: 0 },
+        )]
+        .into(),
+    };
+    let desired = Desired { tunnel: Some(tunnel(at(1))), ..Default::default() };
+    let cases = [
+        (at(2), Some(10), false, "its packets come from there"),
+        (at(2), Some(181), true, "its session is dead"),
+        (at(2), None, true, "it never shook hands"),
+        (None, Some(10), true, "it has nowhere to send to"),
+        (at(1), None, false, "it is where it said"),
+    ];
+    for (endpoint, since, set, why) in cases {
+        let peer =
+            ObservedPeer { endpoint, since_handshake: since.map(Duration::from_secs), ..Default::default() };
+        let observed = Observed {
+            link: Some(ObservedLink { mtu: 1420, up: true, ..Default::default() }),
+            device: Some(ObservedDevice {
+                public_key: Some(key(20)),
+                listen_port: 1,
+                peers: [(key(1), peer)].into(),
+            }),
+            ..Default::default()
+        };
+        assert_eq!(!diff(&desired, &observed).is_empty(), set, "{why}");
+    }
+}
