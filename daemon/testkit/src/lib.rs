@@ -14,12 +14,12 @@
 //!
 //! [`netns::Netns`] is the brick below all of these, for tests that need less than a lab.
 
-//pub mod capture;
+pub mod capture;
 pub mod isolate;
 pub mod lab;
 pub mod netns;
 pub mod process;
 mod sys;
 pub mod tools;
-//pub mod traffic;
+pub mod traffic;
 pub mod wait;

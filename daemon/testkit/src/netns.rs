@@ -104,6 +104,15 @@ impl Netns {
         .with_context(|| format!("in {}", self.name))
     }
 
+    /// The Ethernet address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let find = || {
+            let mut addresses = nix::ifaddrs::getifaddrs()?.filter(|entry| entry.interface_name == interface);
+            anyhow::Ok(addresses.find_map(|entry| entry.address?.as_link_addr()?.addr()))
+        };
+        self.run(find)??.with_context(|| format!("{} has no Ethernet interface {interface}", self.name))
+    }
+
     /// The pids of all processes inside.
     pub fn pids(&self) -> Result<Vec<u32>> {
         let this = fs::read_link(self.descriptor())?;

@@ -1,0 +1,307 @@
+//! ping(8): how many echo requests were answered, and which were not.
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write as _};
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::capture::CANARY;
+use crate::netns::Netns;
+use crate::{process, wait};
+
+/// How to ping.
+#[derive(Debug, Clone, Copy)]
+pub struct Ping {
+    /// Echo requests to send.
+    pub count: u32,
+    /// Time between two of them.
+    pub interval: Duration,
+    /// Bytes of payload: 8 less than the ICMP message, 28 (IPv4) or 48 (IPv6) less than the packet.
+    pub size: u16,
+    /// How long the last one may take to be answered.
+    pub patience: Duration,
+    /// Whether routers must not fragment it (IPv4), nor the sender (`-M do`).
+    pub dont_fragment: bool,
+}
+
+impl Default for Ping {
+    fn default() -> Self {
+        Self {
+            count: 5,
+            interval: Duration::from_millis(20),
+            size: 56,
+            patience: Duration::from_secs(1),
+            dont_fragment: false,
+        }
+    }
+}
+
+/// What became of the echo requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Answers {
+    /// Requests sent.
+    pub sent: u32,
+    /// Requests answered.
+    pub received: u32,
+    /// The numbers of those that were not, from 1.
+    pub missing: Vec<u32>,
+    /// Answers that came twice.
+    pub duplicates: u32,
+}
+
+impl Answers {
+    /// Fails unless every request was answered.
+    pub fn complete(&self) -> Result<()> {
+        ensure!(self.sent > 0, "ping sent nothing");
+        ensure!(self.missing.is_empty(), "{self}");
+        Ok(())
+    }
+
+    /// The longest run of unanswered requests.
+    pub fn longest_gap(&self) -> u32 {
+        let mut longest = 0;
+        let mut run = 0;
+        let mut last = None;
+        for &number in &self.missing {
+            run = if last == number.checked_sub(1) { run + 1 } else { 1 };
+            longest = longest.max(run);
+            last = Some(number);
+        }
+        longest
+    }
+}
+
+impl fmt::Display for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} pings answered", self.received, self.sent)?;
+        if let [first, ..] = self.missing[..] {
+            write!(
+                f,
+                ", {} lost from number {first} on, at most {} in a row",
+                self.missing.len(),
+                self.longest_gap()
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Ping {
+    /// Pings `to` from inside `from`, and reports what became of it; loss is no error.
+    pub fn run(&self, from: &Netns, to: IpAddr) -> Result<Answers> {
+        let mut command = self.command(from, to);
+        command.args(["-c", &self.count.to_string()]);
+        let output = command.output().with_context(|| format!("starting {}", process::shown(&command)))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        // 1 means loss. Anything else is a ping that could not even send.
+        ensure!(
+            matches!(output.status.code(), Some(0 | 1)) && text.contains("packets transmitted"),
+            "{} in {}: {}",
+            process::shown(&command),
+            from.name(),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        let mut tally = Tally::default();
+        text.lines().for_each(|line| tally.read(line));
+        Ok(tally.answers(self.count))
+    }
+
+    fn command(&self, from: &Netns, to: IpAddr) -> Command {
+        let seconds = |time: Duration| format!("{:.3}", time.as_secs_f64());
+        let pattern = CANARY.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        let mut command = from.command("ping");
+        command.args(["-n", "-p", &pattern, "-i", &seconds(self.interval), "-s", &self.size.to_string()]);
+        command.args(["-W", &seconds(self.patience)]);
+        if self.dont_fragment {
+            command.args(["-M", "do"]);
+        }
+        command.arg(to.to_string());
+        command
+    }
+}
+
+/// Reads ping's lines.
+#[derive(Debug, Default)]
+struct Tally {
+    answered: BTreeSet<u32>,
+    duplicates: u32,
+    /// icmp_seq has 16 bits; answers arrive nearly in order, so a jump down is a turn of the counter.
+    turns: u32,
+    highest: u32,
+}
+
+impl Tally {
+    fn read(&mut self, line: &str) {
+        if !line.contains("bytes from") {
+            return;
+        }
+        let Some(number) = line
+            .split_once("icmp_seq=")
+            .and_then(|(_, rest)| rest.split_whitespace().next()?.parse::<u32>().ok())
+        else {
+            return;
+        };
+        let mut whole = self.turns * 65536 + number;
+        if whole + 32768 < self.highest {
+            self.turns += 1;
+            whole += 65536;
+        }
+        self.highest = self.highest.max(whole);
+        if line.contains("(DUP!)") || !self.answered.insert(whole) {
+            self.duplicates += 1;
+        }
+    }
+
+    fn answers(&self, sent: u32) -> Answers {
+        let missing: Vec<u32> = (1..=sent).filter(|number| !self.answered.contains(number)).collect();
+        Answers { sent, received: sent - missing.len() as u32, missing, duplicates: self.duplicates }
+    }
+}
+
+/// A ping that runs until it is stopped, and then tells exactly what was lost.
+#[derive(Debug)]
+pub struct Flood {
+    child: Child,
+    tally: Arc<Mutex<Tally>>,
+    reader: Option<JoinHandle<()>>,
+    what: String,
+}
+
+impl Flood {
+    /// Starts to ping `to` from inside `from`, and returns once the first answer came.
+    pub fn start(from: &Netns, to: IpAddr, interval: Duration) -> Result<Self> {
+        let mut flood = Self::start_unanswered(from, to, interval)?;
+        flood.await_answer(Duration::from_secs(5))?;
+        Ok(flood)
+    }
+
+    /// [`Flood::start`] where no answer is expected (yet).
+    pub fn start_unanswered(from: &Netns, to: IpAddr, interval: Duration) -> Result<Self> {
+        let what = format!("ping from {} to {to}", from.name());
+        let mut child = Ping { interval, ..Ping::default() }
+            .command(from, to)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {what}"))?;
+        let output = BufReader::new(child.stdout.take().expect("stdout was piped"));
+        let tally = Arc::<Mutex<Tally>>::default();
+        let writer = tally.clone();
+        let reader = std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                writer.lock().expect("nobody panics with the tally").read(&line);
+            }
+        });
+        Ok(Self { child, tally, reader: Some(reader), what })
+    }
+
+    /// Answers received so far.
+    pub fn received(&self) -> u32 {
+        self.tally.lock().expect("nobody panics with the tally").answered.len() as u32
+    }
+
+    /// The number of the newest request that was answered.
+    fn highest(&self) -> u32 {
+        self.tally.lock().expect("nobody panics with the tally").highest
+    }
+
+    /// Waits for one more answer.
+    pub fn await_answer(&mut self, limit: Duration) -> Result<()> {
+        let before = self.received();
+        wait::until(&format!("an answer to the {}", self.what), limit, || {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("ping has ended: {status}");
+            }
+            ensure!(self.received() > before, "{before} answers so far");
+            Ok(())
+        })
+    }
+
+    /// Waits until requests are answered again, and stops. A request is lost when a later one was answered
+    /// and it was not; so those on their way at the end are not taken for lost, and an outage that has not
+    /// ended is an error.
+    pub fn stop(mut self) -> Result<Answers> {
+        // Two answers: the first may have been on its way when the caller decided to stop.
+        self.await_answer(Duration::from_secs(10))?;
+        self.await_answer(Duration::from_secs(10))?;
+        self.end()?;
+        let tally = self.tally.lock().expect("nobody panics with the tally");
+        Ok(tally.answers(tally.highest))
+    }
+
+    /// Stops, whatever is on its way; returns the number of answers.
+    pub fn stop_now(mut self) -> Result<u32> {
+        self.end()?;
+        Ok(self.received())
+    }
+
+    /// The pings lost up to now, those on their way not included.
+    pub fn lost(&self) -> u32 {
+        self.highest() - self.received()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT)
+            .with_context(|| format!("ending {}", self.what))?;
+        self.child.wait()?;
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        // Both fail only where it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(numbers: &[u32]) -> Tally {
+        let mut tally = Tally::default();
+        for number in numbers {
+            tally.read(&format!("64 bytes from 10.244.3.12: icmp_seq={number} ttl=62 time=0.6 ms"));
+        }
+        tally
+    }
+
+    #[test]
+    fn gaps_are_counted() {
+        let answers = tally(&[1, 2, 5, 9, 9]).answers(10);
+        assert_eq!(answers.missing, [3, 4, 6, 7, 8, 10]);
+        assert_eq!((answers.received, answers.longest_gap(), answers.duplicates), (4, 3, 1));
+        assert!(answers.complete().is_err());
+        assert!(tally(&[1, 2, 3]).answers(3).complete().is_ok());
+    }
+
+    #[test]
+    fn the_sequence_number_may_turn() {
+        let answers = tally(&[65534, 65535, 0, 2]);
+        assert_eq!(answers.answered.into_iter().collect::<Vec<_>>(), [65534, 65535, 65536, 65538]);
+    }
+
+    #[test]
+    fn errors_from_routers_are_no_answers() {
+        let mut tally = Tally::default();
+        tally.read("From 10.244.1.1 icmp_seq=1 Destination Host Unreachable");
+        assert_eq!(tally.answers(1).received, 0);
+    }
+}
