@@ -4,7 +4,8 @@
 //! A scenario reads top down:
 //!
 //! 1. [`isolate::enter`], first in `main`: the whole program moves into namespaces of its own, as root or
-//!    in a user namespace. Whatever happens afterwards, nothing is left behind.
+//!    in a user namespace. Whatever happens afterwards, nothing is left behind. ([`scenario::run`] is a
+//!    whole `main` with it.)
 //! 2. [`lab::Lab`] builds N nodes with pods on an underlay, joined as a host-gateway CNI would join them:
 //!    **without Warren the pods talk in the clear**, so that a test for leaks can fail.
 //! 3. [`lab::Node::start_warrend`] runs the daemon under test; [`lab::Node::status`] asks it how it is.
@@ -19,6 +20,7 @@ pub mod isolate;
 pub mod lab;
 pub mod netns;
 pub mod process;
+pub mod scenario;
 mod sys;
 pub mod tools;
 pub mod traffic;

@@ -3,19 +3,19 @@
 //! Above all the positive controls: without Warren, pods do talk in the clear, the capture does see it, a
 //! forged packet does arrive. A scenario that sees none of that with Warren has then seen Warren.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use libtest_mimic::{Arguments, Trial};
-use warren_testkit::isolate;
 use warren_testkit::lab::{Families, Lab, Plan};
+use warren_testkit::scenario::{self, Scenario};
 use warren_testkit::traffic::ping::{Flood, Ping};
 use warren_testkit::traffic::{inject, iperf, tcp, udp};
 
 #[path = "selftest/left_behind.rs"]
 mod left_behind;
 
-const TRIALS: &[(&str, fn() -> Result<()>)] = &[
+const SCENARIOS: &[(&str, Scenario)] = &[
     ("pods talk in the clear without Warren, and the capture sees it", pods_talk_in_the_clear),
     ("the capture keeps up with iperf3", the_capture_keeps_up),
     ("masquerading does not hide clear text from the capture", masquerading_hides_nothing),
@@ -28,17 +28,11 @@ const TRIALS: &[(&str, fn() -> Result<()>)] = &[
     ("the exit status of an isolated program is passed on", left_behind::exit_status),
 ];
 
-fn main() -> Result<()> {
-    if let Some(how) = left_behind::victim() {
-        return left_behind::live(&how);
+fn main() -> ExitCode {
+    match left_behind::victim() {
+        Some(how) => left_behind::live(&how),
+        None => scenario::run(&["ip", "iperf3", "nft", "ping"], SCENARIOS),
     }
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    isolate::enter()?;
-    let trials = TRIALS
-        .iter()
-        .map(|(name, trial)| Trial::test(*name, move || trial().map_err(|error| format!("{error:#}").into())))
-        .collect();
-    libtest_mimic::run(&arguments, trials).exit()
 }
 
 fn two_nodes() -> Result<Lab> {

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use warren_testkit::lab::{Lab, Plan};
@@ -25,23 +25,23 @@ pub fn victim() -> Option<String> {
 }
 
 /// The life of a victim.
-pub fn live(how: &str) -> Result<()> {
-    isolate::enter()?;
-    match how {
+pub fn live(how: &str) -> ExitCode {
+    let lived = isolate::enter().and_then(|()| match how {
         "exits" => std::process::exit(7),
         "panics" => panic!("as asked"),
-        "fails" => anyhow::bail!("as asked"),
-        _ => {}
-    }
+        "fails" => bail!("as asked"),
+        _ => run_a_lab(),
+    });
+    lived.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+}
+
+fn run_a_lab() -> Result<()> {
     let lab = Lab::new(Plan { nodes: 2, ..Plan::default() })?;
     let _flood =
         Flood::start(&lab.node(1).pods[0].netns, lab.node(2).pods[0].ipv4(), Duration::from_millis(5))?;
     // A daemon that lost its parent, as warren-tunnel is one, deaf to all but SIGKILL.
-    lab.node(1)
-        .netns
-        .command("setsid")
-        .args(["--fork", "sh", "-c", "trap '' INT TERM HUP; sleep 1000"])
-        .status()?;
+    let daemon = "trap '' INT TERM HUP; sleep 1000";
+    lab.node(1).netns.command("setsid").args(["--fork", "sh", "-c", daemon]).status()?;
     println!("running");
     std::thread::sleep(Duration::from_secs(60));
     Ok(())
