@@ -1,0 +1,92 @@
+//! Output buffers that are filled packet by packet and emptied batch by batch, without allocating.
+
+use std::net::SocketAddr;
+
+/// The largest datagram or IP packet there can be, in bytes.
+pub const MAX_PACKET: usize = 65_535;
+
+/// What one packet may need in a batch: the packet, WireGuard's 32 bytes around it, 15 of padding, and
+/// never less than a handshake initiation.
+pub const ROOM: usize = MAX_PACKET + 64;
+
+/// Encrypted datagrams and where they go.
+pub type Datagrams = Batch<Destination>;
+
+/// Decrypted IP packets, checked and ready for the TUN.
+pub type Packets = Batch<()>;
+
+/// How a datagram leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// By which lane's socket.
+    pub lane: usize,
+    /// To which address.
+    pub to: SocketAddr,
+}
+
+/// Byte strings one behind the other in one fixed allocation, each with a note `T`.
+///
+/// They lie contiguously so that equal ones for one destination can leave as one segmented send.
+pub struct Batch<T> {
+    bytes: Box<[u8]>,
+    used: usize,
+    items: Vec<(usize, T)>,
+    capacity: usize,
+}
+
+impl<T> Batch<T> {
+    /// A batch that takes up to `items` items. Its bytes are four of the largest packets or `items` of
+    /// 2 KiB, whatever is more; memory that is never filled is never touched, so it costs nothing.
+    pub fn new(items: usize) -> Self {
+        let bytes = (items * 2048).max(4 * ROOM);
+        Self {
+            bytes: vec![0; bytes].into_boxed_slice(),
+            used: 0,
+            items: Vec::with_capacity(items),
+            capacity: items,
+        }
+    }
+
+    /// Whether an item of any size still fits. The caller empties the batch when not.
+    pub fn has_room(&self) -> bool {
+        self.items.len() < self.capacity && self.bytes.len() - self.used >= ROOM
+    }
+
+    /// The free bytes behind the last item, to write the next one into. At least [`ROOM`] of them while
+    /// [`has_room`](Self::has_room).
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.used..]
+    }
+
+    /// Makes the first `len` bytes of [`room`](Self::room) an item.
+    pub(super) fn commit(&mut self, len: usize, note: T) {
+        self.used += len;
+        self.items.push((self.used, note));
+    }
+
+    /// The items in the order they came.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &T)> {
+        let mut start = 0;
+        self.items.iter().map(move |(end, note)| {
+            let item = &self.bytes[start..*end];
+            start = *end;
+            (item, note)
+        })
+    }
+
+    /// How many items there are.
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is no item.
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Forgets all items.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        self.items.clear();
+    }
+}

@@ -1,0 +1,303 @@
+//! A WireGuard device without input or output: packets and datagrams in, datagrams and packets out.
+//!
+//! ```text
+//!        TUN ──packet──▶ Lane::packet ──┐                     ┌──▶ Datagrams ──▶ UDP
+//!        UDP ──datagram─▶ Lane::datagram ┼─▶ allowed IPs, ────┤
+//!     clock ──tick─────▶ Device::tick ───┘   peers, sessions  └──▶ Packets ────▶ TUN
+//!  `set=1` ──update────▶ Device::apply
+//! ```
+//!
+//! There are no sockets, threads or sleeps here, so two devices can be joined by a test that sees, drops,
+//! repeats and garbles whatever passes between them. Time comes in with each call ([`Clock`]); only
+//! boringtun's own timers look at the system's clock.
+//!
+//! **Lanes.** Several threads may use a device at once. Each takes a [`Lane`] for one batch of packets: a
+//! read lock on the configuration, released when it is dropped. Within it, a packet locks the one session
+//! it belongs to. Locks are always taken in this order, and at most one session at a time.
+
+mod admission;
+mod allowed_ips;
+mod batch;
+mod config;
+mod drops;
+mod peer;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use boringtun::noise::handshake::parse_handshake_anon;
+use boringtun::noise::{HandshakeInit, Packet, Tunn};
+
+pub use admission::HANDSHAKES_PER_SECOND;
+pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, ROOM};
+pub use config::{ApplyError, canonical};
+pub use drops::{Drop, Drops};
+
+use admission::Verdict;
+use config::{Identity, Table};
+use session::Message;
+
+use crate::uapi::{DeviceState, DeviceUpdate};
+
+/// Bytes to which plaintext is padded, so that lengths tell less (whitepaper section 5.4.6).
+pub const PADDING: usize = 16;
+
+/// The time of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// For everything that elapses.
+    pub now: Instant,
+    /// For what people read: the time of the last handshake.
+    pub wall: SystemTime,
+}
+
+impl Clock {
+    /// The system's time.
+    pub fn system() -> Self {
+        Self { now: Instant::now(), wall: SystemTime::now() }
+    }
+}
+
+/// See the module's text.
+pub struct Device {
+    table: RwLock<Table>,
+    drops: Drops,
+    mtu: AtomicUsize,
+    last_second: Mutex<Instant>,
+}
+
+/// What all of a session's work needs to know.
+struct Context<'a> {
+    identity: Option<&'a Identity>,
+    drops: &'a Drops,
+    /// The lane of the session at work, whose socket its datagrams leave by.
+    lane: usize,
+    now: Instant,
+    wall: SystemTime,
+}
+
+impl Device {
+    /// A device without keys and peers. `mtu` is that of the TUN, in bytes. Above `handshakes_per_second`
+    /// it asks for cookies; [`HANDSHAKES_PER_SECOND`] is right outside of tests.
+    pub fn new(mtu: usize, handshakes_per_second: u64, now: Instant) -> Self {
+        Self {
+            table: RwLock::new(Table::new(handshakes_per_second)),
+            drops: Drops::default(),
+            mtu: AtomicUsize::new(mtu),
+            last_second: Mutex::new(now),
+        }
+    }
+
+    /// Changes the configuration. Port and mark are the caller's, who owns the sockets.
+    ///
+    /// # Errors
+    /// Then nothing was changed.
+    pub fn apply(&self, update: &DeviceUpdate, now: Instant) -> Result<(), ApplyError> {
+        self.check(update)?;
+        self.table.write().unwrap_or_else(PoisonError::into_inner).apply(update, now);
+        Ok(())
+    }
+
+    /// Whether [`apply`](Self::apply) would succeed.
+    ///
+    /// # Errors
+    /// Those of `apply`.
+    pub fn check(&self, update: &DeviceUpdate) -> Result<(), ApplyError> {
+        self.read().check(update)
+    }
+
+    /// The state of the device; port and mark are 0.
+    pub fn state(&self) -> DeviceState {
+        self.read().state()
+    }
+
+    /// The MTU of the TUN changed: padding does not go beyond it.
+    pub fn set_mtu(&self, mtu: usize) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// What was dropped so far.
+    pub fn drops(&self) -> &Drops {
+        &self.drops
+    }
+
+    /// Opens lane `number` for one batch of packets.
+    pub fn lane(&self, number: usize, clock: Clock) -> Lane<'_> {
+        Lane { device: self, table: self.read(), number, clock }
+    }
+
+    /// Does what is due on all sessions of a lane; to be called every 250 ms. `flush` is called with a full
+    /// batch and has to empty it; what is left in it at the end is the caller's.
+    pub fn tick(
+        &self,
+        lane: usize,
+        clock: Clock,
+        out: &mut Datagrams,
+        mut flush: impl FnMut(&mut Datagrams),
+    ) {
+        let mut over = Vec::new();
+        let table = self.read();
+        if let Some(identity) = &table.identity
+            && self.is_new_second(clock.now)
+        {
+            identity.gate.new_second(clock.now);
+        }
+        let context = self.context(&table, lane, clock);
+        for peer in table.peers() {
+            if !out.has_room() {
+                flush(out);
+            }
+            if let Some(mut session) = peer.session(lane) {
+                over.extend(session.tick(&context, peer.keepalive_interval(), out));
+            }
+        }
+        drop(table);
+        if !over.is_empty() {
+            self.table.write().unwrap_or_else(PoisonError::into_inner).forget_indices(&over);
+        }
+    }
+
+    fn is_new_second(&self, now: Instant) -> bool {
+        let mut last = self.last_second.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = now.saturating_duration_since(*last) >= Duration::from_secs(1);
+        if elapsed {
+            *last = now;
+        }
+        elapsed
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn context<'a>(&'a self, table: &'a Table, lane: usize, clock: Clock) -> Context<'a> {
+        let Clock { now, wall } = clock;
+        Context { identity: table.identity.as_ref(), drops: &self.drops, lane, now, wall }
+    }
+}
+
+/// A device, opened for one batch by one lane. Configuration changes wait until it is dropped.
+pub struct Lane<'a> {
+    device: &'a Device,
+    table: RwLockReadGuard<'a, Table>,
+    number: usize,
+    clock: Clock,
+}
+
+impl Lane<'_> {
+    /// An IP packet from the TUN: the first `len` bytes of `buffer`, whose further bytes, 15 at least, are
+    /// overwritten with padding. `out` must have room.
+    pub fn packet(&self, buffer: &mut [u8], len: usize, out: &mut Datagrams) {
+        let Some(destination) = buffer.get(..len).and_then(allowed_ips::destination) else {
+            return self.drop(Drop::NotIp);
+        };
+        let Some(peer) = self.table.allowed.lookup(destination) else { return self.drop(Drop::NoPeer) };
+        let padded = padded_len(len, self.device.mtu.load(Ordering::Relaxed)).min(buffer.len());
+        buffer[len..padded].fill(0);
+        let (lane, mut session) = peer.session_for(self.number);
+        session.send(&self.context(lane), &buffer[..padded], out);
+    }
+
+    /// A datagram from the network, any bytes from anybody. `out` and `packets` must have room.
+    pub fn datagram(&self, from: SocketAddr, bytes: &[u8], out: &mut Datagrams, packets: &mut Packets) {
+        if bytes.len() > MAX_PACKET {
+            return self.drop(Drop::Invalid);
+        }
+        let from = canonical(from);
+        let message = |index| Message { from, index, bytes };
+        match Tunn::parse_incoming_packet(bytes) {
+            Ok(Packet::PacketData(data)) => self.data(message(data.receiver_idx), out, packets),
+            Ok(Packet::HandshakeInit(init)) => self.initiation(&init, message(0), out),
+            Ok(Packet::HandshakeResponse(response)) => self.response(message(response.receiver_idx), out),
+            Ok(Packet::PacketCookieReply(cookie)) => self.cookie(message(cookie.receiver_idx), out),
+            Err(_) => self.drop(Drop::Invalid),
+        }
+    }
+
+    fn data(&self, message: Message<'_>, out: &mut Datagrams, packets: &mut Packets) {
+        let Some((peer, lane)) = self.table.by_index(message.index) else {
+            return self.drop(Drop::UnknownIndex);
+        };
+        let Some(mut session) = peer.session(lane) else { return };
+        let received = session.receive_data(&self.context(lane), message, out, packets);
+        let Some((len, source)) = received else { return };
+        let owner = self.table.allowed.lookup(source);
+        if owner.is_some_and(|owner| owner.public_key == peer.public_key) {
+            session.account(message.bytes.len());
+            packets.commit(len, ());
+        } else {
+            self.drop(Drop::BadSource);
+        }
+    }
+
+    /// The gate first, then one Diffie-Hellman to learn who it claims to be, then the rest.
+    fn initiation(&self, init: &HandshakeInit<'_>, message: Message<'_>, out: &mut Datagrams) {
+        let Some(identity) = &self.table.identity else { return self.drop(Drop::NoPrivateKey) };
+        if !self.admit(identity, message, out) {
+            return;
+        }
+        let Ok(half) = parse_handshake_anon(&identity.private, &identity.public, init) else {
+            return self.drop(Drop::BadHandshake);
+        };
+        let Some(peer) = self.table.peer(&half.peer_static_public) else {
+            return self.drop(Drop::BadHandshake);
+        };
+        let (lane, mut session) = peer.session_for(self.number);
+        session.receive_initiation(&self.context(lane), identity, message, out);
+    }
+
+    /// Who answers nothing of ours is dropped before the gate, so a flood with wrong indices neither costs
+    /// nor counts. A right index makes it pass the gate like any handshake: it can be overheard.
+    fn response(&self, message: Message<'_>, out: &mut Datagrams) {
+        let Some(identity) = &self.table.identity else { return self.drop(Drop::NoPrivateKey) };
+        let Some((peer, lane)) = self.table.by_index(message.index) else {
+            return self.drop(Drop::UnknownIndex);
+        };
+        if !self.admit(identity, message, out) {
+            return;
+        }
+        let Some(mut session) = peer.session(lane) else { return };
+        session.receive_response(&self.context(lane), message, out);
+    }
+
+    fn cookie(&self, message: Message<'_>, out: &mut Datagrams) {
+        let Some((peer, lane)) = self.table.by_index(message.index) else {
+            return self.drop(Drop::UnknownIndex);
+        };
+        let Some(mut session) = peer.session(lane) else { return };
+        session.receive_cookie(&self.context(lane), message, out);
+    }
+
+    fn admit(&self, identity: &Identity, message: Message<'_>, out: &mut Datagrams) -> bool {
+        let Message { from, bytes, .. } = message;
+        match identity.gate.judge(from.ip(), bytes, out.room(), self.clock.now) {
+            Verdict::Admit => return true,
+            Verdict::Refuse(reason) => self.drop(reason),
+            Verdict::Cookie(len) => {
+                // It belongs to no session yet, so it leaves by the way the handshake came.
+                out.commit(len, Destination { lane: self.number, to: from });
+                self.drop(Drop::CookieSent);
+            }
+        }
+        false
+    }
+
+    fn context(&self, lane: usize) -> Context<'_> {
+        self.device.context(&self.table, lane, self.clock)
+    }
+
+    fn drop(&self, reason: Drop) {
+        self.device.drops.count(reason);
+    }
+}
+
+/// The length of a packet with padding: a multiple of 16, but not beyond the MTU (kernel `send.c`,
+/// `calculate_skb_padding`).
+fn padded_len(len: usize, mtu: usize) -> usize {
+    len.next_multiple_of(PADDING).min(mtu.max(len))
+}

@@ -1,0 +1,449 @@
+//! One peer's cryptographic session on one lane: boringtun's `Tunn`, and what it leaves to its user.
+//!
+//! A `Tunn` fixes its keys when it is made, forgets its statistics with its sessions, and drops all of its
+//! sessions when a key changes. So a session here holds up to two:
+//!
+//! ```text
+//!   key changes       ┌───────────┐  new PSK: also sends until `current` can   ┌─────────┐
+//!  ────────────────▶  │ retiring  │ ──────────────────────────────────────────▶│ dropped │
+//!  (current, if built)│ receives  │  after REJECT_AFTER_TIME                   └─────────┘
+//!                     └───────────┘
+//!                     ┌───────────┐
+//!  fresh index ─────▶ │ current   │  handshakes, sends, receives; built when first needed
+//!                     └───────────┘
+//! ```
+//!
+//! So whatever is in flight under old keys still arrives, and a peer whose other end does not know the new
+//! PSK yet is not cut off. A new private key, as in the kernel, ends sending under old keys at once.
+//!
+//! Building a `Tunn` costs a Diffie-Hellman. It happens on first use, not while the whole device is locked
+//! for a new configuration, so a thousand new peers do not stall anybody's packets.
+//!
+//! REKEY_AFTER_MESSAGES (2^60) and, when sending, REJECT_AFTER_MESSAGES (2^64 - 2^13 - 1) are not counted:
+//! within the 180 seconds after which boringtun drops a session, they would take 10^16 packets per second.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant, SystemTime};
+
+use boringtun::noise::errors::WireGuardError;
+use boringtun::noise::{Tunn, TunnResult};
+use x25519_dalek::PublicKey;
+
+use super::Context;
+use super::batch::{Datagrams, Destination, Packets};
+use super::config::Identity;
+use super::drops::Drop;
+use crate::uapi::SecretKey;
+
+/// Keys are not used for longer (whitepaper section 6.1).
+const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+/// Counters from here on are refused when receiving (whitepaper section 6.1).
+const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// A peer's initiations are at least this far apart (kernel `noise.c`, INITIATIONS_PER_SECOND = 50).
+const INITIATION_SPACING: Duration = Duration::from_millis(20);
+
+/// See the module's text.
+pub struct Session {
+    peer: PublicKey,
+    psk: Option<SecretKey>,
+    current: Keys,
+    retiring: Option<Retiring>,
+    endpoint: Option<SocketAddr>,
+    rx_bytes: u64,
+    tx_bytes: u64,
+    last_handshake: Option<SystemTime>,
+    /// When the keys in use were agreed on.
+    established: Option<Instant>,
+    /// As responder: the index of the session that the initiator has not used yet. Its first packet proves
+    /// that the handshake is complete.
+    unconfirmed: Option<u32>,
+    last_initiation: Option<Instant>,
+    /// When a packet last went in either direction: the base of persistent keepalives.
+    last_traversal: Option<Instant>,
+    keepalive_wanted: bool,
+    /// Packets wait in the `Tunn` for which a batch had no room.
+    deferred: bool,
+}
+
+/// A `Tunn` and the upper 24 bits of all its receiver indices.
+struct Keys {
+    index: u32,
+    tunn: Option<Box<Tunn>>,
+}
+
+struct Retiring {
+    index: u32,
+    tunn: Box<Tunn>,
+    may_send: bool,
+    until: Instant,
+}
+
+/// What a `Tunn` did, without the borrow of the buffer: its output always starts where the buffer does.
+enum Outcome {
+    Nothing,
+    Datagram(usize),
+    Packet(usize, IpAddr),
+    Failed(WireGuardError),
+}
+
+impl From<TunnResult<'_>> for Outcome {
+    fn from(result: TunnResult<'_>) -> Self {
+        match result {
+            TunnResult::Done => Self::Nothing,
+            TunnResult::Err(error) => Self::Failed(error),
+            TunnResult::WriteToNetwork(datagram) => Self::Datagram(datagram.len()),
+            TunnResult::WriteToTunnelV4(packet, source) => Self::Packet(packet.len(), source.into()),
+            TunnResult::WriteToTunnelV6(packet, source) => Self::Packet(packet.len(), source.into()),
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn new(peer: PublicKey, index: u32) -> Self {
+        Self {
+            peer,
+            psk: None,
+            current: Keys { index, tunn: None },
+            retiring: None,
+            endpoint: None,
+            rx_bytes: 0,
+            tx_bytes: 0,
+            last_handshake: None,
+            established: None,
+            unconfirmed: None,
+            last_initiation: None,
+            last_traversal: None,
+            keepalive_wanted: false,
+            deferred: false,
+        }
+    }
+
+    /// Sends an IP packet, already padded, or with no bytes a keepalive. Without keys it is queued (256
+    /// packets at most) and a handshake starts. Needs room for one datagram; uses it for two if there is.
+    pub(super) fn send(&mut self, context: &Context<'_>, packet: &[u8], out: &mut Datagrams) {
+        let Some(identity) = context.identity else { return context.drops.count(Drop::NoPrivateKey) };
+        let Some(to) = self.endpoint else { return context.drops.count(Drop::NoEndpoint) };
+        self.current.build(identity, &self.peer, &self.psk);
+        let Some(tunn) = &mut self.current.tunn else { return };
+        let old = self.retiring.as_mut().filter(|old| {
+            old.may_send && context.now < old.until && tunn.time_since_last_handshake().is_none()
+        });
+        let Some(old) = old else {
+            let outcome = tunn.encapsulate(packet, out.room()).into();
+            return self.emit(context, outcome, to, out);
+        };
+        let outcome = old.tunn.encapsulate(packet, out.room()).into();
+        self.emit(context, outcome, to, out);
+        self.handshake(context, to, out);
+    }
+
+    /// Starts a handshake, unless one is under way.
+    fn handshake(&mut self, context: &Context<'_>, to: SocketAddr, out: &mut Datagrams) {
+        if let Some(tunn) = &mut self.current.tunn
+            && out.has_room()
+        {
+            let outcome = tunn.format_handshake_initiation(out.room(), false).into();
+            self.emit(context, outcome, to, out);
+        }
+    }
+
+    /// Decrypts a data message into the free room of `packets`. Returns length and inner source address of
+    /// the packet; it is not committed, because the address is still to be checked.
+    pub(super) fn receive_data(
+        &mut self,
+        context: &Context<'_>,
+        message: Message<'_>,
+        out: &mut Datagrams,
+        packets: &mut Packets,
+    ) -> Option<(usize, IpAddr)> {
+        let counter =
+            message.bytes.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        if counter.is_none_or(|counter| counter >= REJECT_AFTER_MESSAGES) {
+            context.drops.count(Drop::BadData);
+            return None;
+        }
+        let tunn = match &mut self.retiring {
+            Some(old) if old.index == message.index >> 8 && context.now < old.until => Some(&mut old.tunn),
+            _ if self.current.index == message.index >> 8 => self.current.tunn.as_mut(),
+            _ => None,
+        };
+        let Some(tunn) = tunn else {
+            context.drops.count(Drop::UnknownIndex);
+            return None;
+        };
+        let packet = match tunn.decapsulate(None, message.bytes, packets.room()).into() {
+            Outcome::Packet(len, source) => Some((len, source)),
+            Outcome::Nothing | Outcome::Datagram(_) => None,
+            Outcome::Failed(error) => {
+                context.drops.count(match error {
+                    WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => Drop::UnknownIndex,
+                    // Our caller has parsed the message, so this is about what was inside.
+                    WireGuardError::InvalidPacket => Drop::BadPacket,
+                    _ => Drop::BadData,
+                });
+                return None;
+            }
+        };
+        self.authenticated(context, message.from);
+        if self.unconfirmed == Some(message.index) {
+            self.unconfirmed = None;
+            self.complete_handshake(context);
+            self.drain(context, out);
+        }
+        if packet.is_none() {
+            self.account(message.bytes.len());
+        }
+        packet
+    }
+
+    /// Answers an initiation. Its sender is authenticated, but it may be a replay that our `Tunn` is too
+    /// young to know, so the endpoint follows only once the initiator uses the keys (the next packet).
+    pub(super) fn receive_initiation(
+        &mut self,
+        context: &Context<'_>,
+        identity: &Identity,
+        message: Message<'_>,
+        out: &mut Datagrams,
+    ) {
+        let too_soon = |last: Instant| context.now.saturating_duration_since(last) < INITIATION_SPACING;
+        if self.last_initiation.is_some_and(too_soon) {
+            return context.drops.count(Drop::ReplayedHandshake);
+        }
+        self.current.build(identity, &self.peer, &self.psk);
+        let Some(tunn) = &mut self.current.tunn else { return };
+        match tunn.decapsulate(None, message.bytes, out.room()).into() {
+            Outcome::Datagram(len) => {
+                self.last_initiation = Some(context.now);
+                // The response's sender index: ours.
+                let index = out.room().get(4..8).and_then(|bytes| bytes.try_into().ok());
+                self.unconfirmed = index.map(u32::from_le_bytes);
+                self.account(message.bytes.len());
+                self.emit(context, Outcome::Datagram(len), message.from, out);
+            }
+            Outcome::Failed(WireGuardError::WrongTai64nTimestamp) => {
+                context.drops.count(Drop::ReplayedHandshake);
+            }
+            _ => context.drops.count(Drop::BadHandshake),
+        }
+    }
+
+    /// Completes a handshake of ours: keys are there, queued packets leave.
+    pub(super) fn receive_response(
+        &mut self,
+        context: &Context<'_>,
+        message: Message<'_>,
+        out: &mut Datagrams,
+    ) {
+        let tunn = self.current.tunn.as_mut().filter(|_| self.current.index == message.index >> 8);
+        let Some(tunn) = tunn else { return context.drops.count(Drop::UnknownIndex) };
+        match tunn.decapsulate(None, message.bytes, out.room()).into() {
+            Outcome::Datagram(len) => {
+                self.authenticated(context, message.from);
+                self.account(message.bytes.len());
+                self.complete_handshake(context);
+                self.emit(context, Outcome::Datagram(len), message.from, out);
+                self.drain(context, out);
+            }
+            _ => context.drops.count(Drop::BadHandshake),
+        }
+    }
+
+    /// Remembers a cookie for the next try of our handshake.
+    pub(super) fn receive_cookie(
+        &mut self,
+        context: &Context<'_>,
+        message: Message<'_>,
+        out: &mut Datagrams,
+    ) {
+        let tunn = self.current.tunn.as_mut().filter(|_| self.current.index == message.index >> 8);
+        let Some(tunn) = tunn else { return context.drops.count(Drop::UnknownIndex) };
+        if let Outcome::Failed(_) = tunn.decapsulate(None, message.bytes, out.room()).into() {
+            context.drops.count(Drop::BadHandshake);
+        }
+    }
+
+    /// Does what is due: retransmissions, rekeying, keepalives, expiry. Returns the index of retired keys
+    /// whose time is over. Needs room for one datagram.
+    pub(super) fn tick(
+        &mut self,
+        context: &Context<'_>,
+        keepalive: Option<Duration>,
+        out: &mut Datagrams,
+    ) -> Option<u32> {
+        let over = self.retiring.take_if(|old| context.now >= old.until).map(|old| old.index);
+        if let Some(tunn) = &mut self.current.tunn {
+            // An expired `Tunn` says so for ever; the next packet or keepalive revives it.
+            if let Outcome::Datagram(len) = tunn.update_timers(out.room()).into()
+                && let Some(to) = self.endpoint
+            {
+                self.emit(context, Outcome::Datagram(len), to, out);
+            }
+        }
+        if self.deferred {
+            self.drain(context, out);
+        }
+        if keepalive.is_some_and(|interval| self.keepalive_due(context, interval)) && out.has_room() {
+            self.send_keepalive(context, out);
+        }
+        over
+    }
+
+    fn keepalive_due(&self, context: &Context<'_>, interval: Duration) -> bool {
+        let idle = |last: Instant| context.now.saturating_duration_since(last) >= interval;
+        let due = self.keepalive_wanted || self.last_traversal.is_none_or(idle);
+        due && context.identity.is_some() && self.endpoint.is_some()
+    }
+
+    /// With keys an empty packet. Without, a handshake, which ends in an empty packet anyway: queueing one
+    /// each time would let them pile up behind a peer that is away.
+    fn send_keepalive(&mut self, context: &Context<'_>, out: &mut Datagrams) {
+        let (Some(identity), Some(to)) = (context.identity, self.endpoint) else { return };
+        self.keepalive_wanted = false;
+        self.last_traversal = Some(context.now);
+        self.current.build(identity, &self.peer, &self.psk);
+        if self.can_send(context.now) {
+            self.send(context, &[], out)
+        } else {
+            self.handshake(context, to, out)
+        }
+    }
+
+    /// Sends the packets that waited for keys. What does not fit waits for the next tick.
+    fn drain(&mut self, context: &Context<'_>, out: &mut Datagrams) {
+        let (Some(tunn), Some(to)) = (&mut self.current.tunn, self.endpoint) else { return };
+        self.deferred = false;
+        // Without keys the `Tunn` would queue them again, and start a handshake of its own.
+        if tunn.time_since_last_handshake().is_none() {
+            return;
+        }
+        while out.has_room() {
+            let Outcome::Datagram(len) = tunn.decapsulate(None, &[], out.room()).into() else { return };
+            self.tx_bytes += len as u64;
+            out.commit(len, Destination { lane: context.lane, to });
+        }
+        self.deferred = true;
+        context.drops.count(Drop::Deferred);
+    }
+
+    /// Puts what a `Tunn` wrote into the batch, if it wrote something.
+    fn emit(&mut self, context: &Context<'_>, outcome: Outcome, to: SocketAddr, out: &mut Datagrams) {
+        if let Outcome::Datagram(len) = outcome {
+            self.tx_bytes += len as u64;
+            self.last_traversal = Some(context.now);
+            out.commit(len, Destination { lane: context.lane, to });
+        }
+    }
+
+    /// The sender has proved to be the peer: it can be reached where it sent from (roaming, whitepaper
+    /// section 2.1).
+    fn authenticated(&mut self, context: &Context<'_>, from: SocketAddr) {
+        self.endpoint = Some(from);
+        self.last_traversal = Some(context.now);
+    }
+
+    fn complete_handshake(&mut self, context: &Context<'_>) {
+        self.established = Some(context.now);
+        self.last_handshake = Some(context.wall);
+    }
+
+    /// Counts a received datagram, WireGuard's overhead included (kernel `receive.c`, `update_rx_stats`).
+    pub(super) fn account(&mut self, bytes: usize) {
+        self.rx_bytes += bytes as u64;
+    }
+
+    fn can_send(&self, now: Instant) -> bool {
+        self.current.has_session()
+            || self.retiring.as_ref().is_some_and(|old| old.may_send && now < old.until)
+    }
+}
+
+/// Configuration.
+impl Session {
+    pub(super) fn want_keepalive(&mut self) {
+        self.keepalive_wanted = true;
+    }
+
+    pub(super) fn set_endpoint(&mut self, endpoint: SocketAddr) {
+        self.endpoint = Some(endpoint);
+    }
+
+    /// Whether `psk` (all zeros: none) is another one than now.
+    pub(super) fn psk_differs(&self, psk: &SecretKey) -> bool {
+        match &self.psk {
+            Some(now) => now != psk,
+            None => **psk != [0; 32],
+        }
+    }
+
+    /// Takes another PSK; packets flow under the old one until a handshake succeeded with the new one.
+    /// `fresh` is the new index; returns one that is no longer used.
+    pub(super) fn set_psk(&mut self, psk: &SecretKey, fresh: u32, now: Instant) -> Option<u32> {
+        self.psk = Some(psk.clone()).filter(|psk| **psk != [0; 32]);
+        self.retire(fresh, now)
+    }
+
+    /// The own private key changed or went: nothing more is sent under old keys.
+    pub(super) fn new_identity(&mut self, fresh: u32, now: Instant) -> Option<u32> {
+        let unused = self.retire(fresh, now);
+        if let Some(old) = &mut self.retiring {
+            old.may_send = false;
+        }
+        unused
+    }
+
+    /// Makes the current keys, or those already retiring if these have not been of use yet, the retiring
+    /// ones.
+    fn retire(&mut self, fresh: u32, now: Instant) -> Option<u32> {
+        self.unconfirmed = None;
+        let former = std::mem::replace(&mut self.current, Keys { index: fresh, tunn: None });
+        let useful = former.has_session();
+        let until = self.established.filter(|_| useful).unwrap_or(now) + REJECT_AFTER_TIME;
+        let older_still_carries = !useful && self.retiring.is_some();
+        match former.tunn {
+            Some(tunn) if !older_still_carries => {
+                let former = Retiring { index: former.index, tunn, may_send: useful, until };
+                self.retiring.replace(former).map(|older| older.index)
+            }
+            _ => Some(former.index),
+        }
+    }
+
+    /// The indices under which messages for this session arrive.
+    pub(super) fn indices(&self) -> impl Iterator<Item = u32> {
+        [Some(self.current.index), self.retiring.as_ref().map(|old| old.index)].into_iter().flatten()
+    }
+
+    /// Copies what `get=1` reports.
+    pub(super) fn report(&self, state: &mut crate::uapi::PeerState) {
+        state.preshared_key.clone_from(&self.psk);
+        state.endpoint = state.endpoint.or(self.endpoint);
+        state.rx_bytes += self.rx_bytes;
+        state.tx_bytes += self.tx_bytes;
+        let handshake = self.last_handshake.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+        state.last_handshake = state.last_handshake.max(handshake);
+    }
+}
+
+/// A WireGuard message of which the form is right, and nothing else is known yet.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    pub(super) from: SocketAddr,
+    /// Its receiver index; 0 for initiations, which have none.
+    pub(super) index: u32,
+    pub(super) bytes: &'a [u8],
+}
+
+impl Keys {
+    fn build(&mut self, identity: &Identity, peer: &PublicKey, psk: &Option<SecretKey>) {
+        self.tunn.get_or_insert_with(|| {
+            let psk = psk.as_ref().map(|psk| **psk);
+            let limiter = Some(identity.gate.inner());
+            // Persistent keepalives are ours: a Tunn cannot change them.
+            Box::new(Tunn::new(identity.private.clone(), *peer, psk, None, self.index, limiter))
+        });
+    }
+
+    fn has_session(&self) -> bool {
+        self.tunn.as_ref().is_some_and(|tunn| tunn.time_since_last_handshake().is_some())
+    }
+}
