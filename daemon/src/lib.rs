@@ -1,1 +1,28 @@
-//! (to come)
+//! `warrend`, the per-node control daemon of Warren.
+//!
+//! ```text
+//!  registry ─┐                              ┌─► guard      (nftables)
+//!  kernel ───┼─► agent ── warren-core ──────┼─► kernel     (addresses, routes, rules, MTU)
+//!  timer ────┘   (one loop owns all state)  ├─► tunnel     (warren-tunnel, over its socket)
+//!                                           └─► registry   (the own announcement)
+//! ```
+//!
+//! Level-triggered: whatever happens, the agent looks at the registry and reads everything back from the
+//! kernel and the tunnel, lets `warren-core` compute the difference to what should be, and applies that. An
+//! event is only a reason to look now; a timer looks anyway. Nothing is remembered of what was applied.
+//!
+//! Each adapter is one module that reads or applies and decides nothing. The daemon's end changes nothing on
+//! the node: tunnel, routes and guard stay, and traffic goes on encrypted.
+
+pub mod agent;
+pub mod args;
+pub mod guard;
+pub mod hardening;
+pub mod http;
+pub mod kernel;
+pub mod keystore;
+pub mod logs;
+pub mod metrics;
+pub mod registry;
+pub mod report;
+pub mod tunnel;

@@ -1,1 +1,23 @@
-fn main() {}
+//! The program `warrend`: see the library of the same name.
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use warrend::args::{Args, Command};
+use warrend::{agent, hardening, logs};
+
+fn main() -> anyhow::Result<()> {
+    let Args { log, command, run } = Args::parse();
+    logs::init(&log)?;
+    hardening::forbid_core_dumps()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the event loop could not be set up")?;
+    runtime.block_on(async {
+        match (command, run) {
+            (Some(Command::Teardown), _) => agent::teardown().await,
+            (None, Some(run)) => agent::run(run).await,
+            (None, None) => anyhow::bail!("nothing to do: see --help"),
+        }
+    })
+}

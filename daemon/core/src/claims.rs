@@ -294,7 +294,7 @@ impl<'a> Court<'a> {
 }
 
 /// For each node whose CIDR overlaps with another node's: its CIDR, the other node and the other's CIDR.
-fn overlaps<'a>(mut cidrs: Vec<(IpNet, &'a str)>) -> BTreeMap<&'a str, (IpNet, &'a str, IpNet)> {
+fn overlaps(mut cidrs: Vec<(IpNet, &str)>) -> BTreeMap<&str, (IpNet, &str, IpNet)> {
     cidrs.sort_by_key(|(net, name)| (net.network(), net.prefix_len(), *name));
     let mut found = BTreeMap::new();
     // The networks that hold the current one, from the widest to the nearest.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use warren_api::PublicKey;
 
-use crate::{Guard, Route, Rule};
+use crate::{Guard, Route, Rule, Tunnel};
 
 /// All of Warren's that was found on this node. The default is a node that Warren never touched.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,4 +63,25 @@ pub struct ObservedPeer {
     pub rx_bytes: u64,
     /// Bytes sent to it.
     pub tx_bytes: u64,
+}
+
+impl From<&Tunnel> for ObservedDevice {
+    /// The device as it should be: what to go by while a tunnel that is there cannot be asked, so that all
+    /// the rest is still kept in order.
+    fn from(tunnel: &Tunnel) -> Self {
+        let peers = tunnel.peers.iter().map(|(key, peer)| {
+            let observed = ObservedPeer {
+                endpoint: Some(peer.endpoint),
+                allowed_ips: peer.allowed_ips.clone(),
+                keepalive: peer.keepalive,
+                ..ObservedPeer::default()
+            };
+            (*key, observed)
+        });
+        Self {
+            public_key: Some(tunnel.public_key),
+            listen_port: tunnel.listen_port,
+            peers: peers.collect(),
+        }
+    }
 }

@@ -1,0 +1,152 @@
+//! The command line. Only this module reads the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use warren_api::names;
+use warren_api::status::Enforcement;
+
+/// Encrypts all traffic between the pods of different nodes, or drops it.
+#[derive(Debug, Parser)]
+#[command(name = "warrend", version, about)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// What to log: a level, or directives of the `tracing` filter syntax.
+    #[arg(long, global = true, default_value = "info", env = "WARREN_LOG")]
+    pub log: String,
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Run the daemon of one node, until SIGTERM. Its end leaves tunnels, routes and guard in place.
+    #[command(flatten)]
+    pub run: Option<Run>,
+}
+
+/// What to do instead of running the daemon.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take everything of Warren's off this node: tunnel, routes, rules, guard. Keys stay.
+    Teardown,
+}
+
+/// What the daemon of one node needs to know.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Run {
+    /// The name of this node in the registry.
+    #[arg(long, env = "NODE_NAME")]
+    pub node: String,
+    /// Where nodes publish and watch announcements: `dir:PATH`, a directory of Node manifests in YAML.
+    #[arg(long)]
+    pub registry: Registry,
+    /// The directory of this node's keys.
+    #[arg(long, default_value = names::STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// What carries the tunnels.
+    #[arg(long, value_enum, default_value_t = BackendChoice::Userspace)]
+    pub backend: BackendChoice,
+    /// The userspace tunnel's program; by default the `warren-tunnel` beside this program.
+    #[arg(long)]
+    pub tunnel_program: Option<PathBuf>,
+    /// The UDP port of the tunnel.
+    #[arg(long, default_value_t = names::LISTEN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub listen_port: u16,
+    /// Where to serve probes, metrics and status. They are for this node alone: keep it on loopback.
+    #[arg(long, default_value = names::HTTP)]
+    pub http: SocketAddr,
+    /// `strict` drops what is not encrypted; `permissive` counts it and lets it pass.
+    #[arg(long, default_value = "strict", value_parser = enforcement)]
+    pub enforcement: Enforcement,
+    /// The networks of all pods: addresses in them that belong to no node are guarded, too.
+    #[arg(long, value_delimiter = ',')]
+    pub cluster_cidrs: Vec<IpNet>,
+    /// The networks of all nodes: endpoints outside them are not believed.
+    #[arg(long, value_delimiter = ',')]
+    pub node_cidrs: Vec<IpNet>,
+    /// How often to look without being told of a change, for example `5s` or `500ms`.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub resync: Duration,
+}
+
+/// Where nodes publish and watch announcements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Registry {
+    /// A directory of Node manifests.
+    Dir(PathBuf),
+}
+
+impl std::str::FromStr for Registry {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
+            _ => Err(format!("{text:?} is no registry: write dir:PATH")),
+        }
+    }
+}
+
+/// What carries the tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// The program `warren-tunnel`.
+    Userspace,
+}
+
+fn enforcement(text: &str) -> Result<Enforcement, String> {
+    match text {
+        "strict" => Ok(Enforcement::Strict),
+        "permissive" => Ok(Enforcement::Permissive),
+        _ => Err("write strict or permissive".to_owned()),
+    }
+}
+
+/// A duration such as `5s` or `500ms`, at least 100 ms: anything shorter would be a busy loop.
+fn duration(text: &str) -> Result<Duration, String> {
+    let number = |digits: &str| digits.parse::<u64>().ok();
+    let parsed = match text.strip_suffix("ms") {
+        Some(digits) => number(digits).map(Duration::from_millis),
+        None => text.strip_suffix('s').and_then(number).map(Duration::from_secs),
+    };
+    match parsed {
+        Some(duration) if duration >= Duration::from_millis(100) => Ok(duration),
+        Some(_) => Err("at least 100ms".to_owned()),
+        None => Err("write a number with a unit, such as 5s or 500ms".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn it_runs_or_tears_down() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        let run = parse("warrend --node a --registry dir:/r").unwrap();
+        assert_eq!(run.run.unwrap().registry, Registry::Dir("/r".into()));
+        let teardown = parse("warrend teardown").unwrap();
+        assert!(matches!(teardown.command, Some(Command::Teardown)) && teardown.run.is_none());
+        for bad in
+            ["warrend", "warrend --node a", "warrend --node a --registry /r", "warrend --registry dir:"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for bad in ["5", "s", "0s", "-1s", "1h", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The guard: one nftables table that keeps "encrypted or dropped" whatever routes say.
+//!
+//! Written with `nft -f -`, which applies a text as one transaction; read back with `nft -j list table`.
+//! The program, not a library: every distribution ships the one that fits its kernel, and what the
+//! administrator sees with `nft list table inet warren` is what was written.
+
+mod readback;
+mod script;
+
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+use warren_api::names::GUARD_TABLE;
+use warren_api::status::GuardCounters;
+use warren_core::{Action, Guard};
+
+/// What stands in the kernel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Whether the table exists at all.
+    pub table: bool,
+    /// The guard, if the table is as Warren writes it.
+    pub guard: Option<Guard>,
+    /// Its counters.
+    pub counters: GuardCounters,
+}
+
+/// Why the guard could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The program cannot be run.
+    #[error("nft could not be run; install the package nftables")]
+    Run(#[source] std::io::Error),
+    /// It refused.
+    #[error("nft refused to {action}: {message}")]
+    Refused {
+        /// What was to be done.
+        action: String,
+        /// What it said.
+        message: String,
+    },
+    /// Its answer is not understood.
+    #[error("the answer of nft is not understood; Warren needs nftables 1.0 or later, with JSON")]
+    Answer(#[source] serde_json::Error),
+}
+
+/// Reads back what stands in the kernel.
+pub async fn find() -> Result<Found, GuardError> {
+    let output = Command::new("nft")
+        .args(["-j", "list", "table", "inet", GUARD_TABLE])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(GuardError::Run)?;
+    if output.status.success() {
+        return readback::parse(&output.stdout).map_err(GuardError::Answer);
+    }
+    let message = String::from_utf8_lossy(&output.stderr);
+    if message.contains("No such file or directory") {
+        return Ok(Found::default());
+    }
+    Err(GuardError::Refused { action: "list the guard".to_owned(), message: message.trim().to_owned() })
+}
+
+/// Does one thing that concerns the guard. `counters` are carried over where the table is written anew.
+pub async fn apply(action: &Action, counters: GuardCounters) -> Result<(), GuardError> {
+    match action {
+        Action::ReplaceGuard(guard) => run(action, &script::replace(guard, counters)).await,
+        Action::UpdateGuard { add, remove } => run(action, &script::update(add, remove)).await,
+        Action::RemoveGuard => run(action, &script::remove()).await,
+        _ => Ok(()),
+    }
+}
+
+async fn run(action: &Action, script: &str) -> Result<(), GuardError> {
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(GuardError::Run)?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        // If nft ends early, its message says more than the broken pipe.
+        let _ = stdin.write_all(script.as_bytes()).await;
+    }
+    let output = nft.wait_with_output().await.map_err(GuardError::Run)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let message = String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or_default().to_owned();
+    Err(GuardError::Refused { action: action.to_string(), message })
+}

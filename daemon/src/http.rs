@@ -1,0 +1,150 @@
+//! Probes, metrics and status over HTTP, for this node alone.
+//!
+//! - `/livez`: 200 while the agent's loop turns. It never depends on peers or the registry.
+//! - `/readyz`: 200 while all that should be is in place, else 503 and what is wrong.
+//! - `/status`: the node's state of now, as JSON ([`warren_api::status::Status`]).
+//! - `/metrics`: the same and more, for Prometheus.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::agent::Seen;
+use crate::metrics;
+use crate::report::{self, Report};
+
+/// A loop that has not turned for this long is stuck: a look, with the tunnel's longest silence and start,
+/// takes less than half of it.
+const STUCK: Duration = Duration::from_secs(60);
+
+/// How long a visitor waits for a fresh look before getting the last one.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Somebody who waits for a fresh look.
+pub type Visitor = oneshot::Sender<()>;
+
+/// Where the agent leaves its reports, and visitors find them.
+#[derive(Clone)]
+pub struct Board {
+    posted: Arc<Mutex<Posted>>,
+    visitors: mpsc::Sender<Visitor>,
+}
+
+/// What hangs on the board.
+pub struct Posted {
+    /// The last report.
+    pub report: Report,
+    /// When the loop last turned.
+    pub turned: Instant,
+    /// How often it has.
+    pub turns: u64,
+    /// How often it failed.
+    pub failures: u64,
+}
+
+impl Board {
+    /// An empty board, and the door at which its visitors ring.
+    pub fn new() -> (Self, mpsc::Receiver<Visitor>) {
+        let (visitors, door) = mpsc::channel(16);
+        let report = Report { status: None, failed: false, failures: vec!["starting".to_owned()] };
+        let posted = Posted { report, turned: Instant::now(), turns: 0, failures: 0 };
+        (Self { posted: Arc::new(Mutex::new(posted)), visitors }, door)
+    }
+
+    /// Hangs out a report.
+    pub fn publish(&self, report: Report) {
+        self.with(|posted| {
+            posted.turns += 1;
+            posted.failures += u64::from(report.failed);
+            posted.turned = Instant::now();
+            posted.report = report;
+        });
+    }
+
+    /// Brings the report up to date without judging anything anew.
+    pub fn refresh(&self, seen: &Seen) {
+        self.with(|posted| {
+            if let Some(status) = &mut posted.report.status {
+                report::refresh(status, seen);
+            }
+        });
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Posted) -> T) -> T {
+        // A panic while holding the lock leaves a report that is as good as any.
+        look(&mut self.posted.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Waits for a fresh look, if there is one to be had in time.
+    async fn freshen(&self) {
+        let (visitor, looked) = oneshot::channel();
+        if self.visitors.try_send(visitor).is_ok() {
+            let _ = tokio::time::timeout(PATIENCE, looked).await;
+        }
+    }
+}
+
+/// Serves the board at `address` in the background.
+pub async fn serve(address: SocketAddr, board: Board) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on; choose another with --http"))?;
+    let router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .with_state(board);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "the HTTP server ended");
+        }
+    });
+    Ok(())
+}
+
+async fn livez(State(board): State<Board>) -> Response {
+    let since = board.with(|posted| posted.turned.elapsed());
+    if since < STUCK {
+        "ok\n".into_response()
+    } else {
+        let problem = format!("the loop has not turned for {} s\n", since.as_secs());
+        (StatusCode::SERVICE_UNAVAILABLE, problem).into_response()
+    }
+}
+
+async fn readyz(State(board): State<Board>) -> Response {
+    let problems = board.with(|posted| match &posted.report.status {
+        Some(status) if status.ready => None,
+        Some(status) => Some(status.problems.join("\n")),
+        None => Some(posted.report.failures.join("\n")),
+    });
+    match problems {
+        None => "ok\n".into_response(),
+        Some(problems) => (StatusCode::SERVICE_UNAVAILABLE, problems + "\n").into_response(),
+    }
+}
+
+async fn status(State(board): State<Board>) -> Response {
+    board.freshen().await;
+    match board.with(|posted| posted.report.status.clone()) {
+        Some(status) => Json(status).into_response(),
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn metrics(State(board): State<Board>) -> Response {
+    board.freshen().await;
+    let text = board.with(|posted| metrics::encode(posted));
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}

@@ -1,0 +1,131 @@
+//! The metrics, made anew from the last report at each scrape: there is no second state to keep right.
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use warren_api::status::Status;
+
+use crate::http::Posted;
+
+/// What the metrics are, for the scraper (OpenMetrics 1.0).
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics of a report, as text.
+pub fn encode(posted: &Posted) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Snapshot {
+        status: posted.report.status.clone(),
+        turns: posted.turns,
+        failures: posted.failures,
+    }));
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = text::encode(&mut text, &registry);
+    text
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    status: Option<Status>,
+    turns: u64,
+    failures: u64,
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let mut out = Encoder(&mut encoder);
+        out.counter("warren_looks", "Looks at the node's state", [(vec![], self.turns)])?;
+        out.counter(
+            "warren_failed_looks",
+            "Looks after which something had failed",
+            [(vec![], self.failures)],
+        )?;
+        let Some(status) = &self.status else {
+            return out.gauge("warren_ready", "1 while all that should be is in place", [(vec![], 0.0)]);
+        };
+        let ready = f64::from(u8::from(status.ready));
+        out.gauge("warren_ready", "1 while all that should be is in place", [(vec![], ready)])?;
+        for (name, help, nodes) in [
+            ("warren_peers", "Nodes with a tunnel", status.peers.len()),
+            ("warren_quarantined_nodes", "Nodes that are not obeyed", status.quarantined.len()),
+            ("warren_waiting_nodes", "Nodes that have announced no key yet", status.waiting.len()),
+        ] {
+            out.gauge(name, help, [(vec![], nodes as f64)])?;
+        }
+        out.guard(status)?;
+        out.peers(status)
+    }
+}
+
+struct Encoder<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+impl Encoder<'_, '_> {
+    fn guard(&mut self, status: &Status) -> std::fmt::Result {
+        let counters = status.guard;
+        let row = |direction: &str, address: &str, packets| {
+            (vec![("direction", direction.to_owned()), ("address", address.to_owned())], packets)
+        };
+        self.counter(
+            "warren_guard_packets",
+            "Packets in the clear that the guard dropped, or in permissive mode let pass",
+            [
+                row("out", "pod", counters.out_pod),
+                row("out", "node", counters.out_node),
+                row("in", "pod", counters.in_pod),
+                row("in", "node", counters.in_node),
+            ],
+        )
+    }
+
+    fn peers(&mut self, status: &Status) -> std::fmt::Result {
+        let label = |node: &str| vec![("peer", node.to_owned())];
+        let peers = || status.peers.iter();
+        self.gauge(
+            "warren_peer_handshake_age_seconds",
+            "Seconds since the last completed handshake",
+            peers().filter_map(|peer| Some((label(&peer.node), peer.handshake_age?))),
+        )?;
+        self.counter(
+            "warren_peer_received_bytes",
+            "Bytes received from a peer",
+            peers().map(|peer| (label(&peer.node), peer.rx_bytes)),
+        )?;
+        self.counter(
+            "warren_peer_sent_bytes",
+            "Bytes sent to a peer",
+            peers().map(|peer| (label(&peer.node), peer.tx_bytes)),
+        )
+    }
+
+    fn gauge(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = (Labels, f64)>,
+    ) -> std::fmt::Result {
+        let kind = ConstGauge::new(0.0).metric_type();
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in rows {
+            ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    fn counter(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = (Labels, u64)>,
+    ) -> std::fmt::Result {
+        let kind = ConstCounter::new(0u64).metric_type();
+        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in rows {
+            ConstCounter::new(value).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}

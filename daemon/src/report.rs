@@ -1,0 +1,150 @@
+//! What a look found, for those who ask over HTTP and for the log. Said once, not at each look.
+
+use std::collections::BTreeSet;
+
+use warren_api::status::{PeerStatus, Quarantined, Status};
+use warren_core::{ObservedDevice, Own, Plan, Settings};
+
+use crate::agent::Seen;
+
+/// What came of one look.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The node's state; absent if nothing could be read.
+    pub status: Option<Status>,
+    /// Whether something failed and is to be tried again soon.
+    pub failed: bool,
+    /// Why, for a human.
+    pub failures: Vec<String>,
+}
+
+/// Says in the log what is new, and what is over.
+#[derive(Debug, Default)]
+pub struct Voice {
+    quarantined: BTreeSet<Quarantined>,
+    waiting: BTreeSet<String>,
+    problems: BTreeSet<String>,
+    ready: Option<bool>,
+}
+
+impl Voice {
+    /// Reports a look that saw nothing.
+    pub fn report_blind(&mut self, failures: Vec<String>) -> Report {
+        self.say_problems(&failures);
+        self.say_ready(false);
+        Report { status: None, failed: true, failures }
+    }
+
+    /// Reports a look.
+    pub fn report(
+        &mut self,
+        own: Own,
+        settings: &Settings,
+        plan: &Plan,
+        seen: &Seen,
+        failures: Vec<String>,
+    ) -> Report {
+        let problems: Vec<String> = plan.problems.iter().chain(&failures).cloned().collect();
+        let ready = problems.is_empty();
+        self.say_quarantined(&plan.quarantined);
+        self.say_waiting(&plan.waiting);
+        self.say_problems(&problems);
+        self.say_ready(ready);
+        let tunnel = plan.desired.tunnel.as_ref();
+        let mut status = Status {
+            node: own.name,
+            public_key: own.public_key,
+            epoch: own.epoch,
+            backend: own.backend,
+            interface: tunnel.map(|tunnel| tunnel.interface.clone()).unwrap_or_default(),
+            mtu: tunnel.map(|tunnel| tunnel.mtu).unwrap_or_default(),
+            enforcement: settings.enforcement,
+            ready,
+            problems,
+            pod_cidrs: plan.announcement.iter().flat_map(|a| a.pod_cidrs.iter().copied()).collect(),
+            endpoints: plan.announcement.iter().flat_map(|a| a.endpoints.iter().copied()).collect(),
+            peers: peers(plan),
+            quarantined: plan.quarantined.clone(),
+            waiting: plan.waiting.clone(),
+            guard: seen.found.counters,
+        };
+        refresh(&mut status, seen);
+        Report { status: Some(status), failed: !failures.is_empty(), failures }
+    }
+
+    fn say_quarantined(&mut self, now: &[Quarantined]) {
+        let now: BTreeSet<Quarantined> = now.iter().cloned().collect();
+        for Quarantined { node, reason } in now.difference(&self.quarantined) {
+            tracing::warn!(node, reason, "node quarantined: its pods cannot be reached");
+        }
+        for Quarantined { node, reason } in self.quarantined.difference(&now) {
+            tracing::info!(node, reason, "no longer a reason to quarantine the node");
+        }
+        self.quarantined = now;
+    }
+
+    fn say_waiting(&mut self, now: &[String]) {
+        let now: BTreeSet<String> = now.iter().cloned().collect();
+        for node in now.difference(&self.waiting) {
+            tracing::info!(node, "node has announced no key yet: its pods cannot be reached until it does");
+        }
+        self.waiting = now;
+    }
+
+    fn say_problems(&mut self, now: &[String]) {
+        let now: BTreeSet<String> = now.iter().cloned().collect();
+        for problem in now.difference(&self.problems) {
+            tracing::error!("{problem}");
+        }
+        for problem in self.problems.difference(&now) {
+            tracing::info!("solved: {problem}");
+        }
+        self.problems = now;
+    }
+
+    fn say_ready(&mut self, now: bool) {
+        if self.ready.replace(now) != Some(now) {
+            if now {
+                tracing::info!("ready");
+            } else {
+                tracing::warn!("not ready");
+            }
+        }
+    }
+}
+
+/// The peers as they are wanted; what they do is filled in by [`refresh`].
+fn peers(plan: &Plan) -> Vec<PeerStatus> {
+    let wanted = plan.desired.tunnel.iter().flat_map(|tunnel| &tunnel.peers);
+    let mut peers: Vec<PeerStatus> = wanted
+        .filter_map(|(key, peer)| {
+            let info = plan.peers.get(key)?;
+            Some(PeerStatus {
+                node: info.node.clone(),
+                public_key: *key,
+                backend: info.backend,
+                endpoint: None,
+                handshake_age: None,
+                rx_bytes: 0,
+                tx_bytes: 0,
+                allowed_ips: peer.allowed_ips.iter().copied().collect(),
+            })
+        })
+        .collect();
+    peers.sort_by(|a, b| a.node.cmp(&b.node));
+    peers
+}
+
+/// Brings a status up to date with what was seen since.
+pub fn refresh(status: &mut Status, seen: &Seen) {
+    status.guard = seen.found.counters;
+    let none = ObservedDevice::default();
+    let device = seen.device.as_ref().ok().and_then(Option::as_ref).unwrap_or(&none);
+    for peer in &mut status.peers {
+        let found = device.peers.get(&peer.public_key).cloned().unwrap_or_default();
+        peer.endpoint = found.endpoint;
+        peer.handshake_age = found.since_handshake.map(|since| since.as_secs_f64());
+        peer.rx_bytes = found.rx_bytes;
+        peer.tx_bytes = found.tx_bytes;
+    }
+}

@@ -1,0 +1,194 @@
+//! The backend `userspace`: the program `warren-tunnel`, a process of its own that outlives this daemon.
+//!
+//! Started when its interface or its socket is missing; configured and read over its socket with the
+//! standard cross-platform protocol (<https://www.wireguard.com/xplatform/>).
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::process::Command;
+use warren_api::PublicKey;
+use warren_core::{DeviceChange, ObservedDevice, ObservedPeer, PeerChange};
+use warren_tunnel::uapi::{self, AllowedIpChange, DeviceState, DeviceUpdate, PeerUpdate, client};
+
+use crate::keystore::Identity;
+
+/// How long the tunnel may take to answer. It answers in milliseconds; a process that is stopped or starved
+/// must not stop this daemon.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long it may take to create its interface.
+const START: Duration = Duration::from_secs(10);
+
+/// Drives one `warren-tunnel`.
+pub struct Userspace {
+    program: PathBuf,
+    interface: String,
+}
+
+/// Why the tunnel could not be driven.
+#[derive(Debug, thiserror::Error)]
+pub enum TunnelError {
+    /// The program cannot be run.
+    #[error("{program} could not be run; see --tunnel-program")]
+    Run {
+        /// Which program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It did not come up.
+    #[error("{program} {interface} failed: {message}")]
+    Start {
+        /// Which program.
+        program: PathBuf,
+        /// For which interface.
+        interface: String,
+        /// What it said.
+        message: String,
+    },
+    /// Its socket did not answer as it should.
+    #[error("the tunnel behind {socket} did not answer as it should")]
+    Socket {
+        /// Which socket.
+        socket: PathBuf,
+        /// Why.
+        source: client::ClientError,
+    },
+}
+
+impl Userspace {
+    /// The tunnel of one interface; `program` starts it.
+    pub fn new(program: PathBuf, interface: String) -> Self {
+        Self { program, interface }
+    }
+
+    /// The `warren-tunnel` beside this program.
+    pub fn default_program() -> PathBuf {
+        let name = "warren-tunnel";
+        let own = std::env::current_exe().ok();
+        own.as_deref().and_then(Path::parent).map_or_else(|| name.into(), |directory| directory.join(name))
+    }
+
+    /// The tunnel's interface.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Creates interface and device. Returns when both are there: the program goes into the background by
+    /// itself then, and is nobody's child any more.
+    pub async fn start(&self) -> Result<(), TunnelError> {
+        let run = |source| TunnelError::Run { program: self.program.clone(), source };
+        let output = Command::new(&self.program)
+            .arg(&self.interface)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .output();
+        let failed = |message: String| TunnelError::Start {
+            program: self.program.clone(),
+            interface: self.interface.clone(),
+            message,
+        };
+        match tokio::time::timeout(START, output).await {
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => {
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                Err(failed(stderr.lines().last().unwrap_or("it gave no reason").to_owned()))
+            }
+            Ok(Err(error)) => Err(run(error)),
+            Err(_) => Err(failed(format!("not up after {} s", START.as_secs()))),
+        }
+    }
+
+    /// Ends the device: without its socket it removes its interface and exits.
+    pub fn stop(&self) -> io::Result<()> {
+        match std::fs::remove_file(uapi::socket_path(&self.interface)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the device back; `None` if nobody serves it.
+    pub async fn observe(&self) -> Result<Option<ObservedDevice>, TunnelError> {
+        let socket = uapi::socket_path(&self.interface);
+        let path = socket.clone();
+        let result = blocking(move || client::get(&path, ANSWER)).await;
+        match result {
+            Ok(state) => Ok(Some(observed(&state))),
+            Err(error) if nobody_there(&error) => Ok(None),
+            Err(source) => Err(TunnelError::Socket { socket, source }),
+        }
+    }
+
+    /// Applies one change as one transaction.
+    pub async fn configure(&self, change: &DeviceChange, identity: &Identity) -> Result<(), TunnelError> {
+        let socket = uapi::socket_path(&self.interface);
+        let (path, update) = (socket.clone(), update(change, identity));
+        let result = blocking(move || client::set(&path, &update, ANSWER)).await;
+        result.map_err(|source| TunnelError::Socket { socket, source })
+    }
+}
+
+/// The client blocks for as long as the tunnel thinks, which must not stop the probes.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(call).await {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// No socket, or one that a dead process left behind.
+fn nobody_there(error: &client::ClientError) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error, client::ClientError::Connect { source, .. }
+        if matches!(source.kind(), NotFound | ConnectionRefused))
+}
+
+fn update(change: &DeviceChange, identity: &Identity) -> DeviceUpdate {
+    let DeviceChange { identity: set_key, listen_port, peers } = change;
+    DeviceUpdate {
+        private_key: set_key.then(|| identity.secret_bytes()),
+        listen_port: *listen_port,
+        peers: peers.iter().map(peer_update).collect(),
+        ..DeviceUpdate::default()
+    }
+}
+
+fn peer_update(change: &PeerChange) -> PeerUpdate {
+    let PeerChange { public_key, remove, endpoint, keepalive, add, drop } = change;
+    PeerUpdate {
+        remove: *remove,
+        endpoint: *endpoint,
+        persistent_keepalive: *keepalive,
+        allowed_ips: add
+            .iter()
+            .map(|net| AllowedIpChange::add(*net))
+            .chain(drop.iter().map(|net| AllowedIpChange::remove(*net)))
+            .collect(),
+        ..PeerUpdate::new(*public_key.as_bytes())
+    }
+}
+
+fn observed(state: &DeviceState) -> ObservedDevice {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let public_key = state.private_key.as_ref().and_then(|key| {
+        let secret = x25519_dalek::StaticSecret::from(**key);
+        PublicKey::from_bytes(x25519_dalek::PublicKey::from(&secret).to_bytes()).ok()
+    });
+    let peers = state.peers.iter().filter_map(|peer| {
+        let observed = ObservedPeer {
+            endpoint: peer.endpoint,
+            allowed_ips: peer.allowed_ips.iter().copied().collect(),
+            keepalive: peer.persistent_keepalive,
+            since_handshake: peer.last_handshake.map(|at| now.saturating_sub(at)),
+            rx_bytes: peer.rx_bytes,
+            tx_bytes: peer.tx_bytes,
+        };
+        Some((PublicKey::from_bytes(peer.public_key).ok()?, observed))
+    });
+    ObservedDevice { public_key, listen_port: state.listen_port, peers: peers.collect() }
+}
