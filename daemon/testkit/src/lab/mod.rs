@@ -119,15 +119,18 @@ impl Lab {
         self.nodes.iter().try_for_each(|node| node.start_warrend(options))
     }
 
-    /// The end of every node's log, for the report of a failure.
+    /// The end of the log of every node that has one, for the report of a failure.
     pub fn logs(&self) -> String {
-        self.nodes.iter().fold(String::new(), |mut text, node| {
+        let mut text = String::new();
+        for node in &self.nodes {
             let log = node.log();
-            let skipped = log.lines().count().saturating_sub(30);
-            let tail: Vec<&str> = log.lines().skip(skipped).collect();
-            let _ = writeln!(text, "--- log of {}\n{}", node.name, tail.join("\n"));
-            text
-        })
+            let lines: Vec<&str> = log.lines().collect();
+            if !lines.is_empty() {
+                let tail = &lines[lines.len().saturating_sub(30)..];
+                let _ = writeln!(text, "--- log of {}\n{}", node.name, tail.join("\n"));
+            }
+        }
+        text
     }
 }
 

@@ -1,0 +1,42 @@
+//! The command line.
+
+use clap::{Args as Group, Parser, Subcommand};
+
+/// Warren's lab: see the mesh work, on this one machine, without a cluster.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build a mesh in network namespaces, run real traffic through it, and look for clear text.
+    ///
+    /// As root, or without root in a user namespace of its own. Leaves nothing behind, however it ends.
+    Demo(Demo),
+}
+
+/// Options of `demo`.
+#[derive(Debug, Clone, Group)]
+pub struct Demo {
+    /// Number of nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=100))]
+    pub nodes: u16,
+    /// Seconds of each iperf3 measurement [default: 2; with more than 5 nodes 1].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub seconds: Option<u32>,
+    /// Leave the lab up at the end, print how to enter it, and wait for Ctrl-C.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+impl Demo {
+    /// Seconds of each measurement.
+    pub fn seconds(&self) -> u32 {
+        self.seconds.unwrap_or(if self.nodes > 5 { 1 } else { 2 })
+    }
+}

@@ -1,0 +1,53 @@
+//! `--keep`: the lab stays, and this is how to enter it.
+
+use std::process::{Child, ExitCode};
+
+use anyhow::{Context, Result};
+use warren_testkit::isolate;
+use warren_testkit::lab::Lab;
+use warren_testkit::netns::Netns;
+
+use super::interrupt;
+
+/// Prints how to enter and waits for Ctrl-C, which ends the program with `status`.
+pub fn until_interrupted(lab: &Lab, status: ExitCode) -> ExitCode {
+    interrupt::expect(i32::from(status != ExitCode::SUCCESS));
+    match print_entrances(lab) {
+        // Held until the end: the pids that were printed are theirs.
+        Ok(_holders) => loop {
+            std::thread::park();
+        },
+        Err(error) => {
+            println!("the lab cannot be kept: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_entrances(lab: &Lab) -> Result<Vec<Child>> {
+    let mut holders = Vec::new();
+    println!("\nThe lab stays up. From another terminal, as the same user:");
+    for node in &lab.nodes {
+        enter(&node.name, &node.netns, &mut holders)?;
+        for pod in &node.pods {
+            enter(&pod.name, &pod.netns, &mut holders)?;
+        }
+    }
+    println!("There: ip route show table all; wg show; nft list ruleset; curl -s 127.0.0.1:9586/status");
+    let log = lab.node(1).log_path();
+    println!("In a node, its log is {}; the registry is {}", log.display(), lab.registry().display());
+    println!(
+        "Ctrl-C here, or kill {}, ends the lab and leaves nothing.",
+        isolate::host_pid(std::process::id())?
+    );
+    Ok(holders)
+}
+
+/// Prints the command that enters one namespace. A process of our own in it is held for the purpose: any
+/// other may end.
+fn enter(name: &str, netns: &Netns, holders: &mut Vec<Child>) -> Result<()> {
+    let holder = netns.command("sleep").arg("infinity").spawn().context("starting sleep")?;
+    println!("  nsenter --target {} --all   # {name}", isolate::host_pid(holder.id())?);
+    holders.push(holder);
+    Ok(())
+}
