@@ -11,7 +11,7 @@ use super::progress::Progress;
 /// How long the mesh may take to come up. A few seconds suffice on two cores, also for many nodes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts warrend everywhere and waits until every node has a tunnel to every other.
+/// Starts warrend everywhere and waits until every node is ready and has shaken hands with every other.
 pub fn start(lab: &Lab, progress: &Progress) -> Result<()> {
     lab.start_all(&WarrendOptions::default())?;
     progress.update("mesh", "warrend started");
@@ -30,7 +30,10 @@ pub fn start(lab: &Lab, progress: &Progress) -> Result<()> {
         },
         |_, reason| progress.update("mesh", &format!("{reason:#}")),
     )?;
-    progress.done("mesh", &format!("warrend on {all} nodes, each ready with {} peers", all - 1));
+    progress.done(
+        "mesh",
+        &format!("warrend on {all} nodes, each ready and with a handshake with {} peers", all - 1),
+    );
     Ok(())
 }
 
@@ -52,5 +55,8 @@ fn is_up(node: &Node, peers: usize) -> Result<()> {
         status.quarantined[0].reason
     );
     ensure!(status.peers.len() == peers, "{} has {} of {peers} peers", node.name, status.peers.len());
+    let strangers = status.peers.iter().filter(|peer| peer.handshake_age.is_none()).count();
+    // One whose first message came before its peer knew it tries again after 5 s, as WireGuard prescribes.
+    ensure!(strangers == 0, "{} waits for the handshake with {strangers} of {peers} peers", node.name);
     Ok(())
 }
