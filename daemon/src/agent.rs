@@ -188,7 +188,6 @@ impl Agent {
             port: self.listen_port,
             backend: Backend::Userspace,
             local_addresses: view.local_addresses.clone(),
-            link_mtu: view.link_mtu.clone(),
         }
     }
 

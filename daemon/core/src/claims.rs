@@ -101,9 +101,9 @@ pub fn covers_underlay(cidr: &IpNet, local: &Local<'_>, settings: &Settings) -> 
 
 /// This node's addresses, and the subnets in which its endpoints stand.
 pub fn underlay(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
-    let subnets = local.own.local_addresses.iter();
-    let subnets = subnets.filter(|net| local.endpoints.contains(&net.addr())).map(IpNet::trunc);
-    let hosts = local.own.local_addresses.iter().map(|net| nets::host(net.addr()));
+    let links = || local.own.local_addresses.iter().map(|local| local.net);
+    let subnets = links().filter(|net| local.endpoints.contains(&net.addr())).map(|net| net.trunc());
+    let hosts = links().map(|net| nets::host(net.addr()));
     let hosts = hosts.filter(|host| !local.pod_cidrs.iter().any(|cidr| cidr.contains(host)));
     subnets.chain(hosts).chain(settings.node_cidrs.iter().copied()).collect()
 }
@@ -268,7 +268,7 @@ impl<'a> Court<'a> {
             if !is_unicast(*address) {
                 return Err(format!("its address {address} is loopback or otherwise no node's address"));
             }
-            if self.local.own.local_addresses.iter().any(|own| own.addr() == *address) {
+            if self.local.own.has(*address) {
                 return Err(format!("its address {address} is this node's own"));
             }
             if let Some(net) = nets::find(&self.pods, *address) {

@@ -86,6 +86,8 @@ pub enum RouteKind {
     },
     /// Refused with an ICMP error, so that senders fail at once and not by a time-out.
     Unreachable,
+    /// Something that Warren never puts into its tables; observed, never desired.
+    Foreign,
 }
 
 impl Route {

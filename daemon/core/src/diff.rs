@@ -128,8 +128,8 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions.extend(tunnels.into_iter().map(Action::AddRoute));
 
     actions.extend(remove_rules.into_iter().map(Action::RemoveRule));
-    let (tunnels, blocks): (Vec<_>, Vec<_>) =
-        remove.into_iter().partition(|route| matches!(route.kind, RouteKind::Tunnel { .. }));
+    let (blocks, tunnels): (Vec<_>, Vec<_>) =
+        remove.into_iter().partition(|route| route.kind == RouteKind::Unreachable);
     actions.extend(tunnels.into_iter().map(Action::RemoveRoute));
     actions.extend(superfluous_addresses(desired, observed).map(Action::RemoveAddress));
     actions.extend(blocks.into_iter().map(Action::RemoveRoute));
@@ -307,6 +307,7 @@ impl fmt::Display for Route {
         match kind {
             RouteKind::Tunnel { interface, .. } => write!(f, "{destination} dev {interface}")?,
             RouteKind::Unreachable => write!(f, "unreachable {destination}")?,
+            RouteKind::Foreign => write!(f, "foreign {destination}")?,
         }
         write!(f, " table {table} metric {metric}")
     }

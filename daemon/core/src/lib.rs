@@ -25,4 +25,4 @@ pub use desired::{Desired, Family, Guard, Route, RouteKind, Rule, Tunnel, Tunnel
 pub use diff::{Action, DeviceChange, PeerChange, diff};
 pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer};
 pub use plan::{PeerInfo, Plan, plan};
-pub use snapshot::{NodeRecord, Own, Record, Settings, Snapshot};
+pub use snapshot::{LocalAddress, NodeRecord, Own, Record, Settings, Snapshot};

@@ -78,10 +78,6 @@ impl From<&Tunnel> for ObservedDevice {
             };
             (*key, observed)
         });
-        Self {
-            public_key: Some(tunnel.public_key),
-            listen_port: tunnel.listen_port,
-            peers: peers.collect(),
-        }
+        Self { public_key: Some(tunnel.public_key), listen_port: tunnel.listen_port, peers: peers.collect() }
     }
 }

@@ -137,8 +137,7 @@ fn locate<'a>(own: &'a Own, record: Option<&NodeRecord>, problems: &mut Vec<Stri
     let Some(record) = record else { return local };
     problems.extend(record.malformed.iter().map(|what| format!("this Node's manifest: {what}")));
     local.pod_cidrs = nets::cover(record.pod_cidrs.iter().copied().filter(|cidr| !claims::too_wide(cidr)));
-    let on_interface = |address: &&IpAddr| own.local_addresses.iter().any(|net| net.addr() == **address);
-    local.endpoints = record.addresses.iter().filter(on_interface).copied().collect();
+    local.endpoints = record.addresses.iter().copied().filter(|address| own.has(*address)).collect();
     if local.pod_cidrs.is_empty() {
         problems.push("the registry gave this node no pod CIDR (spec.podCIDRs)".to_owned());
     }
@@ -184,8 +183,7 @@ fn blocked(
 fn remote_nodes(local: &Local<'_>, others: &[&NodeRecord]) -> BTreeSet<IpNet> {
     let addresses = others.iter().flat_map(|node| &node.addresses);
     let mine = |address: &IpAddr| {
-        local.own.local_addresses.iter().any(|net| net.addr() == *address)
-            || local.pod_cidrs.iter().any(|cidr| cidr.contains(address))
+        local.own.has(*address) || local.pod_cidrs.iter().any(|cidr| cidr.contains(address))
     };
     addresses.filter(|address| !mine(address)).copied().map(nets::host).collect()
 }
@@ -216,8 +214,9 @@ fn tunnel_peer(peer: &Peer) -> TunnelPeer {
 
 /// The MTU inside the tunnel: the smallest of the links that carry an endpoint, less what WireGuard adds.
 fn mtu(local: &Local<'_>) -> u32 {
-    let links = local.own.link_mtu.iter().filter(|(address, _)| local.endpoints.contains(address));
-    let link = links.map(|(_, mtu)| *mtu).min().unwrap_or(1500);
+    let links = local.own.local_addresses.iter();
+    let links = links.filter(|link| local.endpoints.contains(&link.net.addr()));
+    let link = links.map(|link| link.mtu).min().unwrap_or(1500);
     let overhead = if local.endpoints.iter().any(IpAddr::is_ipv6) { OVERHEAD_V6 } else { OVERHEAD_V4 };
     link.saturating_sub(overhead)
 }

@@ -30,10 +30,24 @@ pub struct Own {
     pub port: u16,
     /// What carries the tunnels.
     pub backend: Backend,
-    /// Every address on an interface that is not Warren's, with its prefix.
-    pub local_addresses: Vec<IpNet>,
-    /// The MTU of the link that carries a local address, in bytes.
-    pub link_mtu: Vec<(IpAddr, u32)>,
+    /// Every address on an interface that is not Warren's.
+    pub local_addresses: Vec<LocalAddress>,
+}
+
+/// An address on an interface of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LocalAddress {
+    /// The address, with the prefix of its link's subnet.
+    pub net: IpNet,
+    /// The link's MTU, in bytes.
+    pub mtu: u32,
+}
+
+impl Own {
+    /// Whether an address is on an interface of this node.
+    pub fn has(&self, address: IpAddr) -> bool {
+        self.local_addresses.iter().any(|local| local.net.addr() == address)
+    }
 }
 
 /// What the operator set.

@@ -67,9 +67,8 @@ fn mk_snapshot(others: &[Node]) -> Snapshot {
             port: 51820,
             backend: Backend::Userspace,
             local_addresses: ["127.0.0.1/8", "192.0.2.1/24", "10.244.1.1/24", "172.17.0.1/16"]
-                .map(|net| net.parse().unwrap())
+                .map(|net| LocalAddress { net: net.parse().unwrap(), mtu: 1500 })
                 .to_vec(),
-            link_mtu: vec![(IpAddr::from([192, 0, 2, 1]), 1500)],
         },
         records: records.collect(),
         settings: Settings { cluster_cidrs: vec![], node_cidrs: vec![], enforcement: Default::default() },
@@ -287,7 +286,7 @@ fn with_the_clusters_cidr_unknown_nodes_are_blocked_too_but_never_the_own_pods()
 #[test]
 fn an_underlay_wider_than_the_cluster_unguards_nothing() {
     let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
-    snapshot.own.local_addresses[1] = "192.0.2.1/0".parse().unwrap();
+    snapshot.own.local_addresses[1].net = "192.0.2.1/0".parse().unwrap();
     let plan = planned(&snapshot);
     assert_eq!(peers(&plan), ["node-2"]);
     assert!(blocks(&plan, "10.244.2.0/24"));

@@ -68,29 +68,47 @@ pub fn route_message(route: &Route, interface: Option<u32>) -> RouteMessage {
             message.header.kind = RouteType::Unreachable;
             message.header.scope = RouteScope::Universe;
         }
+        RouteKind::Foreign => {}
     }
+    message
+}
+
+/// The message that removes a route, whoever made it: what may differ from Warren's own is left open.
+pub fn removal_message(route: &Route, interface: Option<u32>) -> RouteMessage {
+    let mut message = route_message(route, interface);
+    message.header.protocol = RouteProtocol::Unspec;
+    // "Any", when a route is removed (net/ipv4/fib_trie.c, fib_table_delete).
+    message.header.scope = RouteScope::NoWhere;
     message
 }
 
 /// The route that a message describes.
 pub fn route<'a>(message: &RouteMessage, name: &impl Fn(u32) -> Option<&'a str>) -> Option<Route> {
     let v4 = message.header.address_family == AddressFamily::Inet;
-    let mut destination: IpAddr = if v4 { [0; 4].into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let mut destination: IpAddr = if v4 { [0; 4].into() } else { [0; 16].into() };
     let (mut table, mut metric) = (u32::from(message.header.table), 0);
-    let (mut interface, mut source) = (String::new(), None);
+    let (mut interface, mut source, mut plain) = (None, None, true);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip_address(address)?,
             RouteAttribute::Table(id) => table = *id,
             RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::PrefSource(address) => source = ip_address(address),
-            RouteAttribute::Oif(index) => interface = name(*index).unwrap_or_default().to_owned(),
+            RouteAttribute::Oif(index) => interface = name(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_) => {
+                plain = false
+            }
+            RouteAttribute::Source(_) | RouteAttribute::Encap(_) | RouteAttribute::NhId(_) => plain = false,
             _ => {}
         }
     }
-    let kind = match message.header.kind {
-        RouteType::Unreachable => RouteKind::Unreachable,
-        _ => RouteKind::Tunnel { interface, source },
+    let ours = plain && message.header.protocol == PROTOCOL;
+    let kind = match (message.header.kind, interface) {
+        (RouteType::Unreachable, _) if ours => RouteKind::Unreachable,
+        (RouteType::Unicast, Some(interface)) if ours => {
+            RouteKind::Tunnel { interface: interface.to_owned(), source }
+        }
+        _ => RouteKind::Foreign,
     };
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
     Some(Route { table, destination, metric, kind })

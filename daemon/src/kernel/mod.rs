@@ -16,7 +16,7 @@ use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, IpVersion, LinkUnspec};
 use warren_api::names;
-use warren_core::{Action, Family, ObservedLink, Route, Rule};
+use warren_core::{Action, Family, LocalAddress, ObservedLink, Route, RouteKind, Rule};
 
 /// A connection to the kernel of the network namespace it was opened in.
 pub struct Kernel {
@@ -33,9 +33,7 @@ pub struct View {
     /// All rules that lead there.
     pub rules: Vec<Rule>,
     /// Every address on an interface that is not Warren's.
-    pub local_addresses: Vec<IpNet>,
-    /// The MTU of the link that carries each of them, in bytes.
-    pub link_mtu: Vec<(IpAddr, u32)>,
+    pub local_addresses: Vec<LocalAddress>,
 }
 
 /// Why something could not be read or done.
@@ -83,25 +81,17 @@ impl Kernel {
         let addresses: Vec<AddressMessage> =
             collect("addresses", self.handle.address().get().execute()).await?;
         let mut view = View::default();
-        let mut tunnel = None;
         for link in &links {
             let Some(name) = name_of(link) else { continue };
-            if name == interface {
-                tunnel = Some(link.header.index);
-                view.link = Some(observed_link(link));
-            }
             let on_link = addresses.iter().filter(|address| address.header.index == link.header.index);
-            for net in on_link.filter_map(address_of) {
-                if Some(link.header.index) == tunnel {
-                    view.link.get_or_insert_default().addresses.insert(net.addr());
-                } else if !name.starts_with(names::INTERFACE_PREFIX) {
-                    view.local_addresses.push(net);
-                    view.link_mtu.push((net.addr(), mtu_of(link)));
-                }
+            let nets = on_link.filter_map(address_of);
+            if name == interface {
+                let addresses = nets.map(|net| net.addr()).filter(|address| !is_link_local(*address));
+                view.link = Some(ObservedLink { addresses: addresses.collect(), ..observed_link(link) });
+            } else if !name.starts_with(names::INTERFACE_PREFIX) {
+                let mtu = mtu_of(link);
+                view.local_addresses.extend(nets.map(|net| LocalAddress { net, mtu }));
             }
-        }
-        if let Some(link) = &mut view.link {
-            link.addresses.retain(|address| !is_link_local(*address));
         }
         let name = |index: u32| links.iter().find(|link| link.header.index == index).and_then(name_of);
         for family in [Family::V4, Family::V6] {
@@ -124,7 +114,7 @@ impl Kernel {
                 self.handle.link().set(link).execute().await
             }
             Action::AddAddress(address) => {
-                let index = self.index(interface).await?;
+                let index = index(interface)?;
                 let full = if address.is_ipv4() { 32 } else { 128 };
                 let mut add = self.handle.address().add(index, *address, full);
                 // A tunnel has nobody to ask whether an address is taken (RFC 4862, section 5.4).
@@ -132,7 +122,7 @@ impl Kernel {
                 add.execute().await
             }
             Action::RemoveAddress(address) => {
-                let index = self.index(interface).await?;
+                let index = index(interface)?;
                 let mut message = AddressMessage::default();
                 message.header.index = index;
                 let (family, full) = match address {
@@ -145,14 +135,16 @@ impl Kernel {
                 self.handle.address().del(message).execute().await
             }
             Action::AddRoute(route) => {
-                let message = self.route_message(route).await?;
+                let message = convert::route_message(route, self.interface_of(route)?);
                 self.handle.route().add(message).replace().execute().await
             }
-            Action::RemoveRoute(route) => match self.route_message(route).await {
-                Ok(message) => absent_is_done(self.handle.route().del(message).execute().await),
+            Action::RemoveRoute(route) => match self.interface_of(route) {
+                Ok(index) => {
+                    let message = convert::removal_message(route, index);
+                    absent_is_done(self.handle.route().del(message).execute().await)
+                }
                 // Its interface is gone, and the route with it.
-                Err(KernelError::NoInterface(_)) => Ok(()),
-                Err(error) => return Err(error),
+                Err(_) => Ok(()),
             },
             Action::AddRule(rule) => {
                 let mut add = self.handle.rule().add();
@@ -183,17 +175,17 @@ impl Kernel {
         }
     }
 
-    async fn route_message(&self, route: &Route) -> Result<RouteMessage, KernelError> {
-        let index = match &route.kind {
-            warren_core::RouteKind::Tunnel { interface, .. } => Some(self.index(interface).await?),
-            warren_core::RouteKind::Unreachable => None,
-        };
-        Ok(convert::route_message(route, index))
+    /// The index of the interface that a route leads out of, if it leads out of one.
+    fn interface_of(&self, route: &Route) -> Result<Option<u32>, KernelError> {
+        match &route.kind {
+            RouteKind::Tunnel { interface, .. } => index(interface).map(Some),
+            RouteKind::Unreachable | RouteKind::Foreign => Ok(None),
+        }
     }
+}
 
-    async fn index(&self, interface: &str) -> Result<u32, KernelError> {
-        nix::net::if_::if_nametoindex(interface).map_err(|_| KernelError::NoInterface(interface.to_owned()))
-    }
+fn index(interface: &str) -> Result<u32, KernelError> {
+    nix::net::if_::if_nametoindex(interface).map_err(|_| KernelError::NoInterface(interface.to_owned()))
 }
 
 async fn collect<T>(
