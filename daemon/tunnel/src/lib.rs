@@ -2,6 +2,14 @@
 //!
 //! * [`uapi`]: the standard configuration protocol as types, for servers and clients alike. Pure text,
 //!   but for its blocking `client`.
+//! * [`device`]: the protocol without I/O: packets and datagrams in, datagrams and packets out. The noise
+//!   protocol itself is boringtun's.
+//! * [`runtime`]: the device joined to a TUN interface, UDP sockets and a configuration socket; what the
+//!   program `warren-tunnel` runs.
+//! * [`daemon`]: going into the background.
 
+pub mod daemon;
 pub mod device;
+pub mod runtime;
+mod sys;
 pub mod uapi;

@@ -1,3 +1,75 @@
-//! The program `warren-tunnel`.
+//! The program `warren-tunnel`: one WireGuard interface in userspace.
+//!
+//! It behaves as wireguard-go and boringtun-cli do: `warren-tunnel wg0` creates the interface and its
+//! configuration socket, goes into the background once both exist, and ends when either is removed.
 
-fn main() {}
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+use warren_tunnel::daemon;
+use warren_tunnel::runtime::{MAX_LANES, Tunnel};
+
+/// A WireGuard interface in userspace, configured with wg(8).
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Stay in the foreground, and log to standard error
+    #[arg(short, long)]
+    foreground: bool,
+    /// Threads, each with a queue of the interface and a UDP port of its own (the listen port and those
+    /// after it)
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_LANES as i64))]
+    lanes: u16,
+    /// What to log: error, warn, info, debug, trace, off, or a tracing filter. In the background nothing is
+    /// logged unless this is given; wireguard-go's "verbose" and "silent" are understood
+    #[arg(long, env = "LOG_LEVEL", value_name = "FILTER")]
+    log: Option<String>,
+    /// The name of the interface to create
+    #[arg(value_name = "IFNAME")]
+    interface: String,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("warren-tunnel: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(Args { foreground, lanes, log, interface }: Args) -> Result<()> {
+    // Keys are in memory from now on: no core dumps, no ptrace by others than root.
+    nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
+    start_log(log.as_deref().unwrap_or(if foreground { "info" } else { "off" }))?;
+    let tunnel = Tunnel::create(&interface, lanes.into())?;
+    if foreground {
+        tunnel.serve(|| Ok(()))?;
+        return Ok(());
+    }
+    let background = daemon::into_background(log.is_some())?;
+    // From here on there is nobody to tell but through `background`.
+    background.report(|ready| tunnel.serve(ready).map(drop))
+}
+
+/// Text on standard error. boringtun warns of handshakes that nobody answers, which is no more than a peer
+/// that is switched off; it is heard only when it is named in the filter.
+fn start_log(filter: &str) -> Result<()> {
+    let filter = match filter {
+        "silent" => "off",
+        "verbose" => "debug",
+        filter => filter,
+    };
+    let quiet = if filter.contains("boringtun") { "" } else { ",boringtun=off" };
+    let filter = EnvFilter::try_new(format!("{filter}{quiet}")).context("--log takes a level or a filter")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    Ok(())
+}

@@ -3,8 +3,8 @@
 use zeroize::Zeroizing;
 
 /// The largest block that is accepted, in bytes. A `set` of 100,000 allowed IPs has about 5 MB; more than
-/// ten times that is no configuration but an attempt to fill memory.
-pub const MAX_BLOCK: usize = 64 << 20;
+/// three times that is no configuration but an attempt to fill our memory.
+pub const MAX_BLOCK: usize = 16 << 20;
 
 /// Text that may hold keys: grows without leaving copies behind, zeroised on drop.
 #[derive(Default)]
@@ -32,6 +32,11 @@ impl SecretText {
             self.0 = larger;
         }
         self.0.extend_from_slice(bytes);
+    }
+
+    /// Whether the text begins with `start`, or is too short to tell.
+    pub fn may_start_with(&self, start: &str) -> bool {
+        self.0.iter().zip(start.as_bytes()).all(|(is, wanted)| is == wanted)
     }
 
     /// Takes the first complete block out, if there is one.

@@ -3,7 +3,8 @@
 //! A WireGuard program serves a unix stream socket per interface ([`socket_path`]). Over it come two
 //! requests, each a block of `key=value` lines closed by an empty line: `get=1`, answered with the whole
 //! state, and `set=1`, which carries changes. Every answer ends with `errno=N` and an empty line, where 0
-//! is success and anything else a number of `errno.h`. `wg(8)` is the reference client.
+//! is success and anything else a number of `errno.h`, of either sign (servers and `wg(8)` disagree with the
+//! protocol's page about it; [`UapiError::Refused`] has it positive).
 //!
 //! * [`DeviceUpdate`] and [`PeerUpdate`] are a `set=1` request: only what is to change.
 //! * [`DeviceState`] and [`PeerState`] are the answer to `get=1`: all there is.

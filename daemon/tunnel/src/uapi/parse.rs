@@ -57,7 +57,8 @@ pub enum UapiError {
 }
 
 impl UapiError {
-    /// The number of `errno.h` that a server answers with, the same as wireguard-go's (positive).
+    /// The number of `errno.h` that says the same, positive. On the wire wireguard-go, and so we, negate
+    /// it; clients take either sign.
     pub fn errno(&self) -> i32 {
         match self {
             Self::UnknownKey { .. } | Self::BadValue { .. } => Errno::EINVAL as i32,

@@ -22,6 +22,8 @@
 //! REKEY_AFTER_MESSAGES (2^60) and, when sending, REJECT_AFTER_MESSAGES (2^64 - 2^13 - 1) are not counted:
 //! within the 180 seconds after which boringtun drops a session, they would take 10^16 packets per second.
 
+mod rekey;
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -354,73 +356,6 @@ impl Session {
     fn can_send(&self, now: Instant) -> bool {
         self.current.has_session()
             || self.retiring.as_ref().is_some_and(|old| old.may_send && now < old.until)
-    }
-}
-
-/// Configuration.
-impl Session {
-    pub(super) fn want_keepalive(&mut self) {
-        self.keepalive_wanted = true;
-    }
-
-    pub(super) fn set_endpoint(&mut self, endpoint: SocketAddr) {
-        self.endpoint = Some(endpoint);
-    }
-
-    /// Whether `psk` (all zeros: none) is another one than now.
-    pub(super) fn psk_differs(&self, psk: &SecretKey) -> bool {
-        match &self.psk {
-            Some(now) => now != psk,
-            None => **psk != [0; 32],
-        }
-    }
-
-    /// Takes another PSK; packets flow under the old one until a handshake succeeded with the new one.
-    /// `fresh` is the new index; returns one that is no longer used.
-    pub(super) fn set_psk(&mut self, psk: &SecretKey, fresh: u32, now: Instant) -> Option<u32> {
-        self.psk = Some(psk.clone()).filter(|psk| **psk != [0; 32]);
-        self.retire(fresh, now)
-    }
-
-    /// The own private key changed or went: nothing more is sent under old keys.
-    pub(super) fn new_identity(&mut self, fresh: u32, now: Instant) -> Option<u32> {
-        let unused = self.retire(fresh, now);
-        if let Some(old) = &mut self.retiring {
-            old.may_send = false;
-        }
-        unused
-    }
-
-    /// Makes the current keys, or those already retiring if these have not been of use yet, the retiring
-    /// ones.
-    fn retire(&mut self, fresh: u32, now: Instant) -> Option<u32> {
-        self.unconfirmed = None;
-        let former = std::mem::replace(&mut self.current, Keys { index: fresh, tunn: None });
-        let useful = former.has_session();
-        let until = self.established.filter(|_| useful).unwrap_or(now) + REJECT_AFTER_TIME;
-        let older_still_carries = !useful && self.retiring.is_some();
-        match former.tunn {
-            Some(tunn) if !older_still_carries => {
-                let former = Retiring { index: former.index, tunn, may_send: useful, until };
-                self.retiring.replace(former).map(|older| older.index)
-            }
-            _ => Some(former.index),
-        }
-    }
-
-    /// The indices under which messages for this session arrive.
-    pub(super) fn indices(&self) -> impl Iterator<Item = u32> {
-        [Some(self.current.index), self.retiring.as_ref().map(|old| old.index)].into_iter().flatten()
-    }
-
-    /// Copies what `get=1` reports.
-    pub(super) fn report(&self, state: &mut crate::uapi::PeerState) {
-        state.preshared_key.clone_from(&self.psk);
-        state.endpoint = state.endpoint.or(self.endpoint);
-        state.rx_bytes += self.rx_bytes;
-        state.tx_bytes += self.tx_bytes;
-        let handshake = self.last_handshake.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
-        state.last_handshake = state.last_handshake.max(handshake);
     }
 }
 

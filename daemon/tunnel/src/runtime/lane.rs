@@ -1,0 +1,299 @@
+//! One lane: a thread that owns one TUN queue and one UDP socket, and serves both directions.
+//!
+//! ```text
+//!   wait for: TUN readable, UDP readable, wake-up, next tick
+//!     UDP ──one batch──▶ decrypt ──▶ TUN          bounded batches in turn, so that a flood in one
+//!     TUN ──one batch──▶ encrypt ──▶ UDP          direction does not starve the other, or the timers
+//!     tick every 250 ms
+//! ```
+//!
+//! One thread for both directions is faster here than two: the packets of a TCP stream and their
+//! acknowledgements share caches, and nobody waits for a lock.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::counters::{Counters, Io};
+use super::udp::{BATCH, Receiver, Sender, Sockets};
+use crate::device::{Clock, Datagrams, Device, MAX_PACKET, PADDING, Packets};
+use crate::sys::tun::Queue;
+
+/// Between two looks at the timers. WireGuard's are whole seconds.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Batches that are still taken from a socket before it is closed after a change of port.
+const LAST_BATCHES: usize = 64;
+
+/// What the lanes of one tunnel share, among each other and with the control thread.
+pub struct Shared {
+    /// The device.
+    pub device: Device,
+    /// What the system did not take.
+    pub counters: Counters,
+    sockets: Mutex<Arc<Sockets>>,
+    /// Counts changes of `sockets`, so that lanes need not lock to see that there was none.
+    generation: AtomicU64,
+    stop: AtomicBool,
+    wakers: Vec<EventFd>,
+    /// Written by a lane that ends, for whatever reason.
+    ended: EventFd,
+}
+
+impl Shared {
+    /// The shared part of a tunnel with `lanes` lanes.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn new(device: Device, sockets: Sockets, lanes: usize) -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let waker = || EventFd::from_flags(flags);
+        Ok(Self {
+            device,
+            counters: Counters::default(),
+            sockets: Mutex::new(Arc::new(sockets)),
+            generation: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            wakers: (0..lanes).map(|_| waker()).collect::<Result<_, _>>()?,
+            ended: waker()?,
+        })
+    }
+
+    /// The present sockets.
+    pub fn sockets(&self) -> Arc<Sockets> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the sockets; lanes take over at once, and empty the old ones first.
+    pub fn set_sockets(&self, sockets: Sockets) {
+        *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(sockets);
+        self.generation.fetch_add(1, Ordering::Release);
+        self.wake();
+    }
+
+    /// How many lanes there are.
+    pub fn lanes(&self) -> usize {
+        self.wakers.len()
+    }
+
+    /// Makes all lanes look at what changed, and at their timers.
+    pub fn wake(&self) {
+        // EAGAIN means that nobody has looked at 2^64 wake-ups yet, so one more is not needed.
+        for waker in &self.wakers {
+            let _ = waker.write(1);
+        }
+    }
+
+    /// Makes all lanes end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Readable once a lane has ended.
+    pub fn ended(&self) -> &EventFd {
+        &self.ended
+    }
+}
+
+/// The thread's own part.
+pub struct Lane {
+    number: usize,
+    shared: Arc<Shared>,
+    queue: Queue,
+    sockets: Arc<Sockets>,
+    generation: u64,
+    receiver: Receiver,
+    sender: Sender,
+    datagrams: Datagrams,
+    packets: Packets,
+    /// One packet from the TUN, with room for its padding.
+    packet: Box<[u8]>,
+    next_tick: Instant,
+}
+
+impl Lane {
+    fn new(number: usize, shared: Arc<Shared>, queue: Queue) -> Self {
+        // In this order: sockets newer than the generation are looked at again, older ones would stay.
+        let generation = shared.generation.load(Ordering::Acquire);
+        Self {
+            number,
+            sockets: shared.sockets(),
+            generation,
+            shared,
+            queue,
+            receiver: Receiver::new(),
+            sender: Sender::new(),
+            datagrams: Datagrams::new(BATCH),
+            packets: Packets::new(BATCH),
+            packet: vec![0; MAX_PACKET + PADDING].into_boxed_slice(),
+            next_tick: Instant::now(),
+        }
+    }
+
+    /// Serves lane `number` of a tunnel, on its TUN queue, until [`Shared::stop`]. To be run on a thread of
+    /// its own.
+    ///
+    /// # Errors
+    /// EBADFD when the interface was deleted. Nothing the network does is an error.
+    pub fn run(number: usize, shared: Arc<Shared>, queue: Queue) -> io::Result<()> {
+        let _ended = EndSignal(&shared);
+        Self::new(number, shared.clone(), queue).serve()
+    }
+
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            let ready = self.wait()?;
+            if self.shared.stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if ready.woken {
+                self.wake_up();
+            }
+            if ready.network {
+                self.decrypt_batch()?;
+            }
+            if ready.tun {
+                self.encrypt_batch()?;
+            }
+            let clock = Clock::system();
+            if clock.now >= self.next_tick {
+                self.tick(clock);
+            }
+        }
+    }
+
+    fn wait(&self) -> io::Result<Ready> {
+        let left = self.next_tick.saturating_duration_since(Instant::now());
+        // Rounded up: a wait of 0 ms for the last half would spin.
+        let timeout =
+            PollTimeout::try_from(left.as_micros().div_ceil(1000) as i32).unwrap_or(PollTimeout::ZERO);
+        let mut fds = [
+            PollFd::new(self.shared.wakers[self.number].as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.sockets.lane(self.number).as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.queue.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Errors are events as well; reading tells which.
+        let [woken, network, tun] = fds.map(|fd| fd.any().unwrap_or(true));
+        Ok(Ready { woken, network, tun })
+    }
+
+    fn wake_up(&mut self) {
+        // First the event, then what it stands for: a later change makes a later event.
+        let _ = self.shared.wakers[self.number].read();
+        self.next_tick = Instant::now();
+        let generation = self.shared.generation.load(Ordering::Acquire);
+        if generation == self.generation {
+            return;
+        }
+        // What the old socket has received is not lost.
+        for _ in 0..LAST_BATCHES {
+            if !matches!(self.decrypt_batch(), Ok(received) if received > 0) {
+                break;
+            }
+        }
+        self.generation = generation;
+        self.sockets = self.shared.sockets();
+    }
+
+    /// One batch from the network to the TUN. Returns how many datagrams there were.
+    fn decrypt_batch(&mut self) -> io::Result<usize> {
+        let received = match self.receiver.receive(self.sockets.lane(self.number)) {
+            Ok(received) => received,
+            Err(error) => {
+                // An ICMP message about something we sent; reading it has cleared it.
+                tracing::debug!(lane = self.number, %error, "the UDP socket reports");
+                return Ok(0);
+            }
+        };
+        let lane = self.shared.device.lane(self.number, Clock::system());
+        for (from, datagram) in self.receiver.iter() {
+            if !self.packets.has_room() {
+                write_all(&self.queue, &mut self.packets, &self.shared.counters)?;
+            }
+            if !self.datagrams.has_room() {
+                self.sender.send(&self.sockets, &mut self.datagrams, &self.shared.counters);
+            }
+            lane.datagram(from, datagram, &mut self.datagrams, &mut self.packets);
+        }
+        drop(lane);
+        write_all(&self.queue, &mut self.packets, &self.shared.counters)?;
+        self.sender.send(&self.sockets, &mut self.datagrams, &self.shared.counters);
+        Ok(received)
+    }
+
+    /// One batch from the TUN to the network.
+    fn encrypt_batch(&mut self) -> io::Result<()> {
+        let lane = self.shared.device.lane(self.number, Clock::system());
+        for _ in 0..BATCH {
+            if !self.datagrams.has_room() {
+                break;
+            }
+            match self.queue.read(&mut self.packet[..MAX_PACKET]) {
+                Ok(len) => lane.packet(&mut self.packet, len, &mut self.datagrams),
+                Err(error) if is_gone(&error) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        drop(lane);
+        self.sender.send(&self.sockets, &mut self.datagrams, &self.shared.counters);
+        Ok(())
+    }
+
+    fn tick(&mut self, clock: Clock) {
+        self.next_tick = clock.now + TICK;
+        if self.number == 0
+            && let Ok(mtu) = self.queue.mtu()
+        {
+            self.shared.device.set_mtu(mtu);
+        }
+        let Self { shared, sockets, sender, datagrams, number, .. } = self;
+        shared.device.tick(*number, clock, datagrams, |full| sender.send(sockets, full, &shared.counters));
+        sender.send(sockets, datagrams, &shared.counters);
+    }
+}
+
+/// Which of a lane's descriptors have something to say.
+struct Ready {
+    woken: bool,
+    network: bool,
+    tun: bool,
+}
+
+/// Writes all packets to the TUN and empties the batch. What it does not take is dropped and counted.
+fn write_all(queue: &Queue, packets: &mut Packets, counters: &Counters) -> io::Result<()> {
+    for (packet, ()) in packets.iter() {
+        match queue.write(packet) {
+            Ok(()) => {}
+            Err(error) if is_gone(&error) => return Err(error),
+            Err(_) => counters.count(Io::TunRefused, 1),
+        }
+    }
+    packets.clear();
+    Ok(())
+}
+
+/// What the TUN answers once its interface was deleted.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADFD)
+}
+
+/// Tells the control thread that a lane has ended, however that happened: by a panic as well.
+struct EndSignal<'a>(&'a Shared);
+
+impl Drop for EndSignal<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.ended.write(1);
+    }
+}

@@ -1,0 +1,91 @@
+//! The configuration socket as a file: making it, watching it, removing it.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::stat::{Mode, umask};
+
+use crate::uapi::SOCKET_DIR;
+
+/// A listening configuration socket, and the file that leads to it. Removing the file is the protocol's
+/// way to end the program.
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: another socket may come to have our name.
+    identity: (u64, u64),
+    listener: UnixListener,
+    watch: Inotify,
+}
+
+impl SocketFile {
+    /// Binds `path`, which is in [`SOCKET_DIR`]. The socket of a program that has died is replaced.
+    ///
+    /// # Errors
+    /// When another program answers there, or the directory cannot be written.
+    pub fn bind(path: &Path) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(SOCKET_DIR)
+            .with_context(|| format!("creating {SOCKET_DIR}"))?;
+        match UnixStream::connect(path) {
+            Ok(_) => bail!("already running: a WireGuard program answers at {}", path.display()),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                fs::remove_file(path)
+                    .with_context(|| format!("removing the stale socket {}", path.display()))?;
+            }
+            // Nothing there, or something that binding will complain about.
+            Err(_) => {}
+        }
+        // Only root may read keys. Not by chmod afterwards: that would leave a moment.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        umask(before);
+        let listener = listener.with_context(|| format!("binding {}", path.display()))?;
+        listener.set_nonblocking(true)?;
+        let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
+            .context("watching the socket's directory (is fs.inotify.max_user_instances too low?)")?;
+        let removals =
+            AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVED_FROM | AddWatchFlags::IN_DELETE_SELF;
+        watch.add_watch(SOCKET_DIR, removals).with_context(|| format!("watching {SOCKET_DIR}"))?;
+        let identity = identity(path).with_context(|| format!("looking at {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), identity, listener, watch })
+    }
+
+    /// The listening socket, non-blocking.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Readable when something in the directory was removed; then ask [`is_removed`](Self::is_removed).
+    pub fn watch(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+
+    /// Whether the file is gone, or is another's by now.
+    pub fn is_removed(&self) -> bool {
+        // The events themselves say less than a look: they may be about another, or have overflowed.
+        while self.watch.read_events().is_ok_and(|events| !events.is_empty()) {}
+        identity(&self.path).ok() != Some(self.identity)
+    }
+
+    /// Removes the file, if it is still ours.
+    pub fn remove(&self) {
+        if identity(&self.path).ok() == Some(self.identity)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}

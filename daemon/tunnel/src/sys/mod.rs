@@ -1,0 +1,5 @@
+//! The system calls that nix has no safe wrapper for; the only unsafe code of this crate.
+
+pub mod process;
+pub mod socket;
+pub mod tun;

@@ -1,0 +1,134 @@
+//! TUN interfaces: creating one with several queues, and its MTU.
+//!
+//! Kernel `Documentation/networking/tuntap.rst` and `drivers/net/tun.c`. Each queue is a descriptor of its
+//! own; the kernel spreads flows over them by hash, and keeps a flow on its queue.
+#![expect(unsafe_code, reason = "ioctls of /dev/net/tun and of interfaces have no wrapper in nix")]
+
+use std::ffi::{c_int, c_short};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::libc::IFNAMSIZ;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// `struct ifreq` as the kernel reads and writes it: a name, then a union of 24 bytes, of which the
+/// requests here use the first 2 or 4. Unlike libc's it has no byte that is not initialised.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct InterfaceRequest {
+    name: [u8; IFNAMSIZ],
+    value: [u8; 24],
+}
+
+const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>());
+
+nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, InterfaceRequest);
+nix::ioctl_read_bad!(tun_get_iff, libc::TUNGETIFF as libc::Ioctl, InterfaceRequest);
+nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU as libc::Ioctl, InterfaceRequest);
+nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU as libc::Ioctl, InterfaceRequest);
+
+/// One queue of a TUN interface, non-blocking. The interface goes when its last queue is closed.
+#[derive(Debug)]
+pub struct Queue {
+    file: File,
+    /// Any socket: requests about interfaces go through one.
+    control: OwnedFd,
+}
+
+impl Queue {
+    /// Creates the interface `name` with `count` queues, and sets its MTU.
+    ///
+    /// # Errors
+    /// EBUSY if there is an interface of this name, EPERM without CAP_NET_ADMIN, ENOENT without
+    /// `/dev/net/tun`.
+    pub fn create(name: &str, count: usize, mtu: u16) -> io::Result<Vec<Self>> {
+        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
+        if count > 1 {
+            flags |= libc::IFF_MULTI_QUEUE;
+        }
+        // Exclusively: an interface with queues to spare would otherwise be joined, not refused.
+        let first = Self::attach(name, flags | libc::IFF_TUN_EXCL)?;
+        first.set_mtu(mtu)?;
+        let mut queues = vec![first];
+        while queues.len() < count {
+            queues.push(Self::attach(name, flags)?);
+        }
+        Ok(queues)
+    }
+
+    fn attach(name: &str, flags: c_int) -> io::Result<Self> {
+        let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .or_else(|_| socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None))?;
+        let file =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        // All flags of TUNSETIFF fit into the 16 bits of ifr_flags; IFF_TUN_EXCL is the uppermost of them.
+        let mut request = InterfaceRequest::new(name)?;
+        request.value[..2].copy_from_slice(&(flags as c_short).to_ne_bytes());
+        // SAFETY: the request is the `struct ifreq` that TUNSETIFF reads, and lives through the call.
+        unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;
+        Ok(Self { file, control })
+    }
+
+    /// The interface's request, under its present name: it may have been renamed.
+    fn request(&self) -> io::Result<InterfaceRequest> {
+        let mut request = InterfaceRequest { name: [0; IFNAMSIZ], value: [0; 24] };
+        // SAFETY: TUNGETIFF fills in a `struct ifreq`, which the request is.
+        unsafe { tun_get_iff(self.file.as_raw_fd(), &raw mut request) }?;
+        Ok(request)
+    }
+
+    /// The MTU, in bytes.
+    ///
+    /// # Errors
+    /// EBADFD if the interface was deleted, ENODEV if it was moved to another namespace.
+    pub fn mtu(&self) -> io::Result<usize> {
+        let mut request = self.request()?;
+        // SAFETY: SIOCGIFMTU reads the name and writes an int behind it, both within the request.
+        unsafe { get_mtu(self.control.as_raw_fd(), &raw mut request) }?;
+        let [a, b, c, d, ..] = request.value;
+        Ok(c_int::from_ne_bytes([a, b, c, d]).max(0) as usize)
+    }
+
+    fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+        let mut request = self.request()?;
+        request.value = [0; 24];
+        request.value[..4].copy_from_slice(&c_int::from(mtu).to_ne_bytes());
+        // SAFETY: SIOCSIFMTU reads the name and an int behind it, both within the request.
+        unsafe { set_mtu(self.control.as_raw_fd(), &raw const request) }?;
+        Ok(())
+    }
+
+    /// Reads one packet.
+    ///
+    /// # Errors
+    /// EAGAIN if there is none, EBADFD if the interface was deleted.
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        (&self.file).read(buffer)
+    }
+
+    /// Hands one packet to the kernel.
+    ///
+    /// # Errors
+    /// EIO while the interface is down, EBADFD if it was deleted.
+    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
+        (&self.file).write(packet).map(drop)
+    }
+}
+
+impl AsFd for Queue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl InterfaceRequest {
+    fn new(name: &str) -> io::Result<Self> {
+        let mut bytes = [0; IFNAMSIZ];
+        // The last byte stays 0.
+        let target = bytes[..IFNAMSIZ - 1].get_mut(..name.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        target.copy_from_slice(name.as_bytes());
+        Ok(Self { name: bytes, value: [0; 24] })
+    }
+}
