@@ -34,8 +34,16 @@ use nix::unistd::{ForkResult, Pid, getegid, geteuid, pipe, setsid};
 
 use crate::{process, sys, tools};
 
-/// The caller's /proc, kept open so that [`host_pid`] can look from inside at what the caller sees.
-static HOST_PROC: OnceLock<OwnedFd> = OnceLock::new();
+/// Set by [`enter`].
+static ENTERED: OnceLock<Entered> = OnceLock::new();
+
+/// What there is to know later of the side that was left.
+struct Entered {
+    /// The caller's /proc, kept open so that [`host_pid`] can look from inside at what the caller sees.
+    host_proc: OwnedFd,
+    /// Whether a user namespace is among the new ones.
+    user_namespace: bool,
+}
 
 /// Signals that the outer process and init pass on to the program.
 const FORWARDED: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
@@ -48,8 +56,8 @@ const FORWARDED: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP,
 /// programs of `/usr/sbin` are on `PATH`. The error is one line that says what is missing.
 pub fn enter() -> Result<()> {
     sys::ensure_single_threaded()?;
-    let host_proc = File::open("/proc").context("opening /proc")?;
-    new_namespaces()?;
+    let host_proc = File::open("/proc").context("opening /proc")?.into();
+    let user_namespace = new_namespaces()?;
 
     let forwarded = SigSet::from_iter(FORWARDED.into_iter().chain([Signal::SIGCHLD]));
     let mut caller_mask = SigSet::empty();
@@ -73,19 +81,30 @@ pub fn enter() -> Result<()> {
         std::process::exit(attend(&forwarded, program));
     }
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&caller_mask), None)?;
-    HOST_PROC.set(host_proc.into()).map_err(|_| anyhow!("isolate::enter() was called twice"))
+    ENTERED
+        .set(Entered { host_proc, user_namespace })
+        .map_err(|_| anyhow!("isolate::enter() was called twice"))
 }
 
 /// Fails unless [`enter`] has returned: what would be left behind otherwise is left on somebody's machine.
 pub(crate) fn ensure_entered() -> Result<()> {
-    HOST_PROC.get().map(drop).context("call isolate::enter() first in main")
+    ENTERED.get().map(drop).context("call isolate::enter() first in main")
+}
+
+/// The command by which the caller, from outside, enters the namespaces of the process `pid` of this side.
+pub fn nsenter(pid: u32) -> Result<String> {
+    let entered = ENTERED.get().context("isolate::enter() was not called")?;
+    // Not --all: without root outside, the cgroup namespace refuses. In a user namespace the caller is root
+    // already, and may not change its groups.
+    let user = if entered.user_namespace { " --user --preserve-credentials" } else { "" };
+    Ok(format!("nsenter --target {}{user} --mount --uts --net --pid", host_pid(pid)?))
 }
 
 /// The pid by which the caller's side knows the process `pid` of this side; for messages such as
 /// `nsenter -t PID`.
 pub fn host_pid(pid: u32) -> Result<u32> {
-    let host_proc = HOST_PROC.get().context("isolate::enter() was not called")?;
-    let host_proc = format!("/proc/self/fd/{}", host_proc.as_raw_fd());
+    let entered = ENTERED.get().context("isolate::enter() was not called")?;
+    let host_proc = format!("/proc/self/fd/{}", entered.host_proc.as_raw_fd());
     let namespace = fs::read_link("/proc/self/ns/pid")?;
     for entry in fs::read_dir(&host_proc)?.flatten() {
         let Some(host_pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -105,14 +124,15 @@ fn innermost_pid(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?.parse().ok()
 }
 
-/// Unshares the namespaces, with a user namespace around them when that is the only way.
-fn new_namespaces() -> Result<()> {
+/// Unshares the namespaces, with a user namespace around them when that is the only way; returns whether it
+/// was.
+fn new_namespaces() -> Result<bool> {
     let wanted = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWUTS;
     match unshare(wanted) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return Ok(false),
         Err(Errno::EPERM) => {}
         Err(errno) => bail!("cannot create namespaces: {}{}", errno.desc(), why_refused()),
     }
@@ -128,7 +148,7 @@ fn new_namespaces() -> Result<()> {
         let file = format!("/proc/self/{file}");
         fs::write(&file, text).with_context(|| format!("writing {file}{}", why_refused()))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The switches by which systems forbid namespaces, if one of them is thrown.

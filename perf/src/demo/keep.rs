@@ -47,7 +47,7 @@ fn print_entrances(lab: &Lab) -> Result<Vec<Child>> {
 /// other may end.
 fn enter(name: &str, netns: &Netns, holders: &mut Vec<Child>) -> Result<()> {
     let holder = netns.command("sleep").arg("infinity").spawn().context("starting sleep")?;
-    println!("  nsenter --target {} --all   # {name}", isolate::host_pid(holder.id())?);
+    println!("  {}   # {name}", isolate::nsenter(holder.id())?);
     holders.push(holder);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The table, and whether all of it holds together.
 
 use anyhow::{Context, Result, ensure};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, LineStyle, Table, presets};
 use warren_api::status::Status;
 use warren_testkit::capture::Capture;
 use warren_testkit::lab::Lab;
@@ -64,7 +64,8 @@ fn check_node(status: &Status, link: &[Throughput]) -> Result<()> {
 
 fn table(statuses: &[Status], ring: &[Link]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    // A line around the whole and one below the header; none between rows.
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     table.set_header([
         "node",
         "backend",
