@@ -57,6 +57,7 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         settings: Settings { enforcement, cluster_cidrs, node_cidrs },
         hands: Hands::new(program)?,
         voice: Voice::default(),
+        failed: Vec::new(),
     };
     tracing::info!(node = agent.node, public_key = %agent.identity.public(), "warrend starts");
 
@@ -140,6 +141,8 @@ struct Agent {
     registry: DirRegistry,
     hands: Hands,
     voice: Voice,
+    /// The actions of the last look, if some of them failed: trying them again is no news.
+    failed: Vec<Action>,
 }
 
 impl Agent {
@@ -170,6 +173,7 @@ impl Agent {
                 failures.push(format!("had no effect: {}", list(&rest)));
             }
         }
+        self.failed = if failures.is_empty() { Vec::new() } else { actions };
         if let (Some(announcement), Ok(Some(_))) = (&plan.announcement, &seen.device) {
             match self.registry.publish(&annotations::publish(announcement)) {
                 Ok(true) => tracing::info!("announced to the registry"),
@@ -215,10 +219,11 @@ impl Agent {
     }
 
     /// Does all of it, also after a failure: whatever stands is better than what does not.
-    async fn apply(&self, actions: &[Action], seen: &Seen, failures: &mut Vec<String>) {
+    async fn apply(&mut self, actions: &[Action], seen: &Seen, failures: &mut Vec<String>) {
         const EACH: usize = 12;
+        let again = self.failed == actions;
         for action in actions {
-            if actions.len() <= EACH {
+            if actions.len() <= EACH && !again {
                 tracing::info!("{action}");
             } else {
                 tracing::debug!("{action}");
@@ -227,7 +232,7 @@ impl Agent {
                 failures.push(format!("{error:#}"));
             }
         }
-        if actions.len() > EACH {
+        if actions.len() > EACH && !again {
             tracing::info!(actions = actions.len(), failed = failures.len(), "brought the node up to date");
         }
     }

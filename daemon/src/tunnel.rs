@@ -49,6 +49,12 @@ pub enum TunnelError {
         /// What it said.
         message: String,
     },
+    /// Somebody else listens on the tunnel's port.
+    #[error("UDP port {port} is taken: see who has it with `ss -lunp`, or choose another with --listen-port")]
+    PortTaken {
+        /// Which port.
+        port: u16,
+    },
     /// Its socket did not answer as it should.
     #[error("the tunnel behind {socket} did not answer as it should")]
     Socket {
@@ -129,7 +135,10 @@ impl Userspace {
         let socket = uapi::socket_path(&self.interface);
         let (path, update) = (socket.clone(), update(change, identity));
         let result = blocking(move || client::set(&path, &update, ANSWER)).await;
-        result.map_err(|source| TunnelError::Socket { socket, source })
+        result.map_err(|source| match change.listen_port {
+            Some(port) if is_refused_with(&source, nix::libc::EADDRINUSE) => TunnelError::PortTaken { port },
+            _ => TunnelError::Socket { socket, source },
+        })
     }
 }
 
@@ -146,6 +155,10 @@ fn nobody_there(error: &client::ClientError) -> bool {
     use io::ErrorKind::{ConnectionRefused, NotFound};
     matches!(error, client::ClientError::Connect { source, .. }
         if matches!(source.kind(), NotFound | ConnectionRefused))
+}
+
+fn is_refused_with(error: &client::ClientError, errno: i32) -> bool {
+    matches!(error, client::ClientError::Answer { source, .. } if source.errno() == errno)
 }
 
 fn update(change: &DeviceChange, identity: &Identity) -> DeviceUpdate {
