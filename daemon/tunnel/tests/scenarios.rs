@@ -1,0 +1,52 @@
+//! The program `warren-tunnel` in real namespaces, against wireguard-go and under the tools people use.
+
+use std::process::ExitCode;
+
+use warren_testkit::scenario::{self, Scenario};
+
+#[path = "scenarios/flood.rs"]
+mod flood;
+#[path = "scenarios/interop.rs"]
+mod interop;
+#[path = "scenarios/lanes.rs"]
+mod lanes;
+#[path = "scenarios/lifecycle.rs"]
+mod lifecycle;
+#[path = "scenarios/live.rs"]
+mod live;
+#[path = "scenarios/site.rs"]
+mod site;
+#[path = "scenarios/wg_tools.rs"]
+mod wg_tools;
+
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("wireguard-go as responder, IPv4", interop::initiator_v4),
+    ("wireguard-go as responder, IPv6", interop::initiator_v6),
+    ("wireguard-go as initiator, IPv4", interop::responder_v4),
+    ("wireguard-go as initiator, IPv6", interop::responder_v6),
+    ("wg show, set, showconf, setconf, syncconf", wg_tools::wg),
+    ("wg-quick up and down", wg_tools::wg_quick),
+    ("20,000 allowed IPs through wg", wg_tools::many_allowed_ips),
+    ("errors reach wg as errors and change nothing", wg_tools::refusals),
+    ("the mark changes under ping", live::mark),
+    ("the port changes under ping", live::port),
+    ("a taken port is refused and the old one stays", live::taken_port),
+    ("PSK, endpoint and peers change under ping", live::peers),
+    ("the MTU of the interface is honoured", live::mtu),
+    ("packets larger than the path are fragmented", live::fragments),
+    ("four lanes against one of wireguard-go", lanes::four_against_go),
+    ("four lanes against four", lanes::four_against_four),
+    ("removal of the socket ends it", lifecycle::socket_removed),
+    ("deletion of the interface ends it", lifecycle::interface_deleted),
+    ("SIGTERM and SIGINT end it", lifecycle::signals),
+    ("a second instance is refused", lifecycle::second_instance),
+    ("a stale socket is replaced", lifecycle::stale_socket),
+    ("errors reach the caller", lifecycle::errors),
+    ("silent and slow clients hold nobody up", lifecycle::silent_clients),
+    ("an idle tunnel costs nothing", lifecycle::idle),
+    ("a flood of bad input", flood::flood),
+];
+
+fn main() -> ExitCode {
+    scenario::run(&["ip", "iperf3", "nft", "ping", "wg", "wireguard-go"], SCENARIOS)
+}
