@@ -1,16 +1,45 @@
 # `make demo`: an encrypted mesh on this machine. `make demo ARGS='--nodes 10 --keep'` passes options on.
+# `make test`: every test there is. `make lint`: format, lints, docs, dependencies. `make check`: both.
 
 CARGO ?= cargo
 ARGS ?=
 
-# program:package of what the demo calls.
-TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
+# program:package of what the demo calls, and of what the tests call besides.
+DEMO_TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
+TEST_TOOLS := $(DEMO_TOOLS) wireguard-go:wireguard-go od:coreutils
 
-.PHONY: demo tools
+# Slow to build, so kept outside the checkout, in a folder that says which version it is.
+CARGO_DENY_VERSION := 0.20.2
+CARGO_DENY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warren/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
+.PHONY: demo test lint check tools
+
+demo: TOOLS := $(DEMO_TOOLS)
 demo: tools
 	$(CARGO) build --release -p warrend -p warren-tunnel -p warren-perf
 	@$(CARGO) run --quiet --release -p warren-perf -- demo $(ARGS)
+
+# The scenarios start the programs, so these are built first. Each scenario binary enters namespaces of its
+# own, as root or in a user namespace; where it may not, it fails and says what it lacks.
+test: TOOLS := $(TEST_TOOLS)
+test: tools
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+lint: $(CARGO_DENY)
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items
+	$(CARGO_DENY) --log-level error check --show-stats licenses bans sources
+	@# The advisories are a repository on the Internet; a machine without it says so and goes on.
+	@if timeout 120 $(CARGO_DENY) --log-level off fetch db 2>/dev/null; \
+	then $(CARGO_DENY) check advisories; \
+	else echo 'lint: the advisory database cannot be had here; advisories were NOT checked' >&2; fi
+
+check: lint test
+
+$(CARGO_DENY):
+	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(patsubst %/bin/,%,$(dir $@)) cargo-deny
 
 # Installs what is missing of TOOLS, as root; otherwise names it.
 tools:
