@@ -21,7 +21,7 @@ fn run(other: Program, name: &str) -> Result<()> {
     let site = Site::joined(FOUR, other, Family::V4)?;
     site.ping()?;
     let queues = site.left.netns.sh(&format!("ip -d link show {INTERFACE}"))?;
-    ensure!(queues.contains("multi_queue on"), "{queues}");
+    ensure!(queues.contains("multi_queue numqueues 4"), "{queues}");
     let threads = std::fs::read_dir(format!("/proc/{}/task", site.left.warren_pid()?))?.count();
     ensure!(threads == 5, "{threads} threads");
     for (from, to) in [(&site.left, &site.right), (&site.right, &site.left)] {
