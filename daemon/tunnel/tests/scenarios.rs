@@ -34,6 +34,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("PSK, endpoint and peers change under ping", live::peers),
     ("the MTU of the interface is honoured", live::mtu),
     ("packets larger than the path are fragmented", live::fragments),
+    ("IPv6 may be switched off", live::without_ipv6),
     ("four lanes against one of wireguard-go", lanes::four_against_go),
     ("four lanes against four", lanes::four_against_four),
     ("removal of the socket ends it", lifecycle::socket_removed),

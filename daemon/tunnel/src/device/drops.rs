@@ -32,13 +32,15 @@ pub enum Drop {
     BadPacket,
     /// Data whose inner source address is not the sender's allowed IP.
     BadSource,
+    /// The caller's batch was full. It was to empty it first.
+    NoRoom,
     /// A full batch: the rest of a queue waits for the next tick. Nothing is lost, it is only late.
     Deferred,
 }
 
 impl Drop {
     /// All reasons, in the order of the counters.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NotIp,
         Self::NoPeer,
         Self::NoEndpoint,
@@ -52,6 +54,7 @@ impl Drop {
         Self::BadData,
         Self::BadPacket,
         Self::BadSource,
+        Self::NoRoom,
         Self::Deferred,
     ];
 }

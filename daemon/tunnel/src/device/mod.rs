@@ -193,6 +193,12 @@ impl Lane<'_> {
     /// An IP packet from the TUN: the first `len` bytes of `buffer`, whose further bytes, 15 at least, are
     /// overwritten with padding. `out` must have room.
     pub fn packet(&self, buffer: &mut [u8], len: usize, out: &mut Datagrams) {
+        if !out.has_room() {
+            return self.drop(Drop::NoRoom);
+        }
+        if len > MAX_PACKET {
+            return self.drop(Drop::NotIp);
+        }
         let Some(destination) = buffer.get(..len).and_then(allowed_ips::destination) else {
             return self.drop(Drop::NotIp);
         };
@@ -207,6 +213,10 @@ impl Lane<'_> {
     pub fn datagram(&self, from: SocketAddr, bytes: &[u8], out: &mut Datagrams, packets: &mut Packets) {
         if bytes.len() > MAX_PACKET {
             return self.drop(Drop::Invalid);
+        }
+        // With room, no buffer that boringtun gets is ever too small, which would make it panic.
+        if !out.has_room() || !packets.has_room() {
+            return self.drop(Drop::NoRoom);
         }
         let from = canonical(from);
         let message = |index| Message { from, index, bytes };

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use zeroize::Zeroizing;
@@ -13,6 +13,9 @@ use crate::uapi::{Framed, SecretText};
 
 /// Clients at once. One more makes the one go that has been silent for longest.
 const MAX_CLIENTS: usize = 32;
+
+/// How long to leave a client alone that cannot be taken in, when no other can be dropped for it.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// One client: it sends requests, one after the other, and gets its answers in order.
 pub struct Connection {
@@ -127,9 +130,13 @@ impl Connections {
         let connection = match connection {
             Ok(connection) => connection,
             Err(error) => {
-                // Out of descriptors, and the client would make us come back at once, for ever.
-                if !is_wait(&error) && self.drop_most_silent() {
-                    tracing::warn!(%error, "cannot take in a client; dropped a silent one");
+                // Out of descriptors, most likely. The client stays in the backlog and would make us come
+                // back at once, for ever.
+                if !is_wait(&error) {
+                    tracing::warn!(%error, "cannot take in a client; dropping a silent one");
+                    if !self.drop_most_silent() {
+                        std::thread::sleep(ACCEPT_PAUSE);
+                    }
                 }
                 return;
             }

@@ -4,14 +4,19 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, umask};
 
 use crate::uapi::SOCKET_DIR;
+use crate::uapi::client::connect;
+
+/// How long a program that has our socket may take to accept.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// A listening configuration socket, and the file that leads to it. Removing the file is the protocol's
 /// way to end the program.
@@ -34,9 +39,12 @@ impl SocketFile {
             .mode(0o755)
             .create(SOCKET_DIR)
             .with_context(|| format!("creating {SOCKET_DIR}"))?;
-        match UnixStream::connect(path) {
-            Ok(_) => bail!("already running: a WireGuard program answers at {}", path.display()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+        match connect(path, ANSWER_WITHIN).map_err(|error| error.kind()) {
+            // A program that hangs has its backlog full, and lives as well.
+            Ok(_) | Err(io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                bail!("already running: a WireGuard program has {}", path.display())
+            }
+            Err(io::ErrorKind::ConnectionRefused) => {
                 fs::remove_file(path)
                     .with_context(|| format!("removing the stale socket {}", path.display()))?;
             }

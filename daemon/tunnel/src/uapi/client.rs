@@ -75,7 +75,7 @@ fn talk(path: &Path, request: &str, timeout: Duration) -> Result<Zeroizing<Strin
 
 /// Connects within `timeout`: a program that no longer accepts would otherwise block us for ever once its
 /// backlog is full. The standard library has no timeout here; the kernel takes the sending one.
-fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+pub(crate) fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let fd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let micros = timeout.as_micros().clamp(1, 86_400_000_000) as i64;
     let timeval = TimeVal::new(micros / 1_000_000, micros % 1_000_000);

@@ -159,3 +159,21 @@ pub fn fragments() -> Result<()> {
     }
     Ok(())
 }
+
+pub fn without_ipv6() -> Result<()> {
+    let site = Site::joined(ONE, Program::Go, Family::V4)?;
+    site.left.netns.sh("rm /run/wireguard/wg0.sock")?;
+    site.left.wait_gone()?;
+    site.left.netns.sysctl(&[("net.ipv6.conf.all.disable_ipv6", "1")])?;
+    site.left.launch(ONE)?;
+    site.left.netns.ip(&format!("address add 10.9.0.1/24 dev {INTERFACE}\nlink set {INTERFACE} up"))?;
+    site.left.set(&site.left.identity())?;
+    site.left.set_peer(site.left.peer_update(&site.right, Some(Family::V4)))?;
+    let to = site.right.inner()[0];
+    site.left.try_ping(to)?.complete()?;
+    // A peer at an IPv6 address is out of reach, and nothing worse.
+    site.left.set_peer(site.left.peer_update(&site.right, Some(Family::V6)))?;
+    ensure!(site.left.try_ping(to)?.received == 0);
+    site.left.set_peer(site.left.peer_update(&site.right, Some(Family::V4)))?;
+    site.left.try_ping(to)?.complete()
+}

@@ -105,11 +105,16 @@ impl End {
              address add fd09::{n}/64 dev {INTERFACE} nodad\n\
              link set {INTERFACE} up"
         ))?;
-        self.set(&DeviceUpdate {
+        self.set(&self.identity())
+    }
+
+    /// Key and port.
+    pub fn identity(&self) -> DeviceUpdate {
+        DeviceUpdate {
             private_key: Some(Zeroizing::new(self.private.to_bytes())),
             listen_port: Some(self.port),
             ..DeviceUpdate::default()
-        })
+        }
     }
 
     /// Starts the program in the background; returns once it answers.

@@ -227,3 +227,23 @@ fn several_lanes_share_a_session() {
     }
     assert_eq!(wire.b.delivered.len(), 2000);
 }
+
+#[test]
+fn a_full_batch_is_no_panic() {
+    let mut wire = Wire::new();
+    assert!(wire.both_ways());
+    let data = wire.encrypt(Side::B, &b_to_a(10)).remove(0);
+    let (mut out, mut packets) = (Datagrams::new(1), Packets::new(1));
+    let lane = wire.a.device.lane(0, wire.clock());
+    let mut bytes = a_to_b(10);
+    bytes.resize(64, 0);
+    lane.packet(&mut bytes, 30, &mut out);
+    lane.packet(&mut bytes, 30, &mut out);
+    assert_eq!((out.len(), wire.a.dropped(Drop::NoRoom)), (1, 1));
+    lane.datagram(data.from, &data.bytes, &mut out, &mut packets);
+    assert_eq!((packets.len(), wire.a.dropped(Drop::NoRoom)), (0, 2));
+    out.clear();
+    lane.datagram(data.from, &data.bytes, &mut out, &mut packets);
+    lane.datagram(data.from, &data.bytes, &mut out, &mut packets);
+    assert_eq!((packets.len(), wire.a.dropped(Drop::NoRoom)), (1, 3));
+}
