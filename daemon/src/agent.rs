@@ -25,8 +25,9 @@ use crate::tunnel::Userspace;
 const EPOCH: u64 = 0;
 
 /// How long to let events gather before looking: an editor, a CNI plugin or this agent's own work changes
-/// several things at once.
-const COALESCE: Duration = Duration::from_millis(10);
+/// several things at once. Longer, up to the second figure, while events come one after the other and none
+/// of them concerns Warren: on a node with a routing daemon, looking must not become all there is.
+const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
 /// How long to wait before trying again what failed: first, and at most. Events do not shorten it, or a
 /// failing action that itself causes events would spin.
@@ -69,10 +70,12 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
     http::serve(http, board.clone()).await?;
 
     let mut retry = RETRY.0;
+    let mut coalesce = COALESCE.0;
     loop {
         let report = agent.pass().await;
-        let failed = report.failed;
+        let Report { failed, acted, .. } = report;
         board.publish(report);
+        coalesce = if acted { COALESCE.0 } else { (coalesce * 2).min(COALESCE.1) };
         let wait = if failed { retry } else { resync };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 
@@ -80,10 +83,13 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 () = changed.notified(), if !failed => {
-                    sleep(COALESCE).await;
+                    sleep(coalesce).await;
                     break;
                 }
-                () = tokio::time::sleep_until(deadline) => break,
+                () = tokio::time::sleep_until(deadline) => {
+                    coalesce = COALESCE.0;
+                    break;
+                }
                 Some(visitor) = visitors.recv() => agent.serve(&board, &mut visitors, visitor).await,
                 _ = terminate.recv() => return goodbye("SIGTERM"),
                 _ = interrupt.recv() => return goodbye("SIGINT"),
@@ -162,7 +168,8 @@ impl Agent {
         };
         let plan = self.plan(records, &seen);
         let actions = self.pending(&plan, &seen, &mut failures);
-        if !actions.is_empty() {
+        let acted = !actions.is_empty();
+        if acted {
             self.apply(&actions, &seen, &mut failures).await;
             match self.hands.look().await {
                 Ok(after) => seen = after,
@@ -181,7 +188,8 @@ impl Agent {
                 Err(error) => failures.push(format!("{error:#}")),
             }
         }
-        self.voice.report(self.own(&seen.view), &self.settings, &plan, &seen, failures)
+        let report = self.voice.report(self.own(&seen.view), &self.settings, &plan, &seen, failures);
+        Report { acted, ..report }
     }
 
     fn own(&self, view: &View) -> Own {

@@ -56,7 +56,8 @@ impl Board {
     /// An empty board, and the door at which its visitors ring.
     pub fn new() -> (Self, mpsc::Receiver<Visitor>) {
         let (visitors, door) = mpsc::channel(16);
-        let report = Report { status: None, failed: false, failures: vec!["starting".to_owned()] };
+        let report =
+            Report { status: None, failed: false, failures: vec!["starting".to_owned()], acted: false };
         let posted = Posted { report, turned: Instant::now(), turns: 0, failures: 0 };
         (Self { posted: Arc::new(Mutex::new(posted)), visitors }, door)
     }

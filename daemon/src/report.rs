@@ -16,6 +16,8 @@ pub struct Report {
     pub failed: bool,
     /// Why, for a human.
     pub failures: Vec<String>,
+    /// Whether there was something to do.
+    pub acted: bool,
 }
 
 /// Says in the log what is new, and what is over.
@@ -32,7 +34,7 @@ impl Voice {
     pub fn report_blind(&mut self, failures: Vec<String>) -> Report {
         self.say_problems(&failures);
         self.say_ready(false);
-        Report { status: None, failed: true, failures }
+        Report { status: None, failed: true, failures, acted: false }
     }
 
     /// Reports a look.
@@ -69,7 +71,7 @@ impl Voice {
             guard: seen.found.counters,
         };
         refresh(&mut status, seen);
-        Report { status: Some(status), failed: !failures.is_empty(), failures }
+        Report { status: Some(status), failed: !failures.is_empty(), failures, acted: false }
     }
 
     fn say_quarantined(&mut self, now: &[Quarantined]) {
