@@ -41,7 +41,7 @@ fn two_nodes() -> Result<Lab> {
 
 fn pods_talk_in_the_clear() -> Result<()> {
     let lab = two_nodes()?;
-    let mut capture = lab.capture()?;
+    let capture = lab.capture()?;
     let (from, to) = (&lab.node(1).pods[0], &lab.node(2).pods[1]);
     for ip in &to.ips {
         Ping::default().run(&from.netns, *ip)?.complete()?;
@@ -59,7 +59,7 @@ fn pods_talk_in_the_clear() -> Result<()> {
 
 fn the_capture_keeps_up() -> Result<()> {
     let lab = two_nodes()?;
-    let mut capture = lab.capture()?;
+    let capture = lab.capture()?;
     let (server, client) = (&lab.node(2).pods[0], &lab.node(1).pods[0]);
     let result = iperf::measure(&server.netns, server.ipv4(), &client.netns, 2)?;
     let report = capture.report()?;
@@ -75,7 +75,7 @@ fn the_capture_keeps_up() -> Result<()> {
 
 fn masquerading_hides_nothing() -> Result<()> {
     let lab = two_nodes()?;
-    let mut capture = lab.capture()?;
+    let capture = lab.capture()?;
     // A node address is not in the cluster's pod range: what the CNI masquerades.
     Ping::default().run(&lab.node(1).pods[0].netns, lab.node(2).ips[0])?.complete()?;
     let report = capture.report()?;
@@ -85,7 +85,7 @@ fn masquerading_hides_nothing() -> Result<()> {
 
 fn a_forged_packet_arrives() -> Result<()> {
     let lab = two_nodes()?;
-    let mut capture = lab.capture()?;
+    let capture = lab.capture()?;
     let (victim, impersonated) = (&lab.node(1).pods[0], &lab.node(2).pods[0]);
     for (source, ip) in impersonated.ips.iter().zip(&victim.ips) {
         let mut receiver = udp::Receiver::listen(&victim.netns, *ip, 4000)?;
@@ -128,7 +128,7 @@ fn ping_loss_is_exact() -> Result<()> {
 
 fn the_underlay_may_be_ipv6() -> Result<()> {
     let lab = Lab::new(Plan { nodes: 2, underlay: Families::V6, ..Plan::default() })?;
-    let mut capture = lab.capture()?;
+    let capture = lab.capture()?;
     for ip in &lab.node(2).pods[0].ips {
         Ping::default().run(&lab.node(1).pods[0].netns, *ip)?.complete()?;
         ensure!(capture.reset()?.clear == 10, "pings to {ip} were not seen");

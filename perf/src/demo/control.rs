@@ -9,7 +9,7 @@ use super::traffic;
 
 /// Has one pod of each node ping one of the next, without Warren: all must be answered, and the sniffer must
 /// read every one of them.
-pub fn talk_in_the_clear(lab: &Lab, capture: &mut Capture, progress: &Progress) -> Result<()> {
+pub fn talk_in_the_clear(lab: &Lab, capture: &Capture, progress: &Progress) -> Result<()> {
     let pairs: Vec<_> = traffic::ring(lab).map(|(from, to)| (&from.pods[0], &to.pods[0])).collect();
     let pings = traffic::ping(&pairs, "control", progress)?;
     let report = capture.reset()?;

@@ -75,11 +75,11 @@ fn build(options: &args::Demo) -> Result<(Lab, Progress)> {
 
 /// All steps from the sniffer on; returns the closing line.
 fn run(lab: &Lab, options: &args::Demo, progress: &Progress) -> Result<String> {
-    let mut capture = lab.capture().context("listening to the underlay")?;
-    control::talk_in_the_clear(lab, &mut capture, progress)?;
+    let capture = lab.capture().context("listening to the underlay")?;
+    control::talk_in_the_clear(lab, &capture, progress)?;
     // From here on a single packet in the clear fails the demo.
     mesh::start(lab, progress)?;
     let pings = traffic::ping_all(lab, progress)?;
     let ring = traffic::measure_ring(lab, options.seconds(), progress)?;
-    verdict::judge(lab, &mut capture, &pings, &ring, progress)
+    verdict::judge(lab, &capture, &pings, &ring, progress)
 }

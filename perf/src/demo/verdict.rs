@@ -13,7 +13,7 @@ use super::traffic::{Link, Pings};
 /// Prints the table and returns the closing line, or why the demo has failed.
 pub fn judge(
     lab: &Lab,
-    capture: &mut Capture,
+    capture: &Capture,
     pings: &Pings,
     ring: &[Link],
     progress: &Progress,

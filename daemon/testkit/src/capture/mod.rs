@@ -12,7 +12,7 @@ mod classify;
 mod packet_socket;
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -91,7 +91,7 @@ impl Report {
 pub struct Capture {
     shared: Arc<Shared>,
     marker: FrameSender,
-    marked: u64,
+    marked: AtomicU64,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -143,28 +143,27 @@ impl Capture {
             .name("capture".into())
             .spawn(move || listener.run(ring))
             .context("starting a thread")?;
-        Ok(Self { shared, marker, marked: 0, thread: Some(thread) })
+        Ok(Self { shared, marker, marked: AtomicU64::new(0), thread: Some(thread) })
     }
 
     /// What was seen since the start or the last [`Capture::reset`], up to this call.
-    pub fn report(&mut self) -> Result<Report> {
+    pub fn report(&self) -> Result<Report> {
         self.synchronise(|seen| seen.report.clone())
     }
 
     /// Forgets what was seen so far, and returns it.
-    pub fn reset(&mut self) -> Result<Report> {
+    pub fn reset(&self) -> Result<Report> {
         self.synchronise(|seen| std::mem::take(&mut seen.report))
     }
 
     /// Sends a marker through the ring, waits until the thread has met it, and so all that arrived before
     /// it, and then takes a look.
-    fn synchronise<T>(&mut self, look: impl FnOnce(&mut Seen) -> T) -> Result<T> {
-        self.marked += 1;
-        let number = self.marked.to_be_bytes();
-        self.marker.send(&[&[0; 12], &MARKER_TYPE[..], &number, &[0; 40]].concat())?;
+    fn synchronise<T>(&self, look: impl FnOnce(&mut Seen) -> T) -> Result<T> {
+        let number = self.marked.fetch_add(1, Ordering::Relaxed) + 1;
+        self.marker.send(&[&[0; 12], &MARKER_TYPE[..], &number.to_be_bytes(), &[0; 40]].concat())?;
         let deadline = Instant::now() + Duration::from_secs(10);
         let mut seen = self.shared.seen.lock().expect("the capture does not panic");
-        while seen.marker < self.marked {
+        while seen.marker < number {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || self.thread.as_ref().is_some_and(JoinHandle::is_finished) {
                 bail!("the capture has stalled: the marker of this moment did not come back to it");
@@ -240,7 +239,7 @@ impl Seen {
     fn count(&mut self, event: Event, started: Duration) {
         let report = &mut self.report;
         match event {
-            Event::Marker(number) => self.marker = number,
+            Event::Marker(number) => self.marker = self.marker.max(number),
             Event::Frame(_, Class::WireGuard(kind)) => {
                 report.wireguard += 1;
                 report.wireguard_data += u64::from(kind == 4);

@@ -116,13 +116,13 @@ status:
 
     /// Puts the manifest into the registry `directory`, atomically.
     pub fn write(&self, directory: &Path) -> Result<()> {
-        write_atomically(&self.path(directory), &self.to_yaml())
+        write_atomically(&self.path(directory), self.to_yaml())
     }
 }
 
 /// Writes a file so that a reader sees the old text or the new one. The temporary name begins with a dot and
 /// ends in no `.yaml`: watchers of a directory of manifests are to pass over it.
-pub fn write_atomically(path: &Path, text: &str) -> Result<()> {
+pub fn write_atomically(path: &Path, text: impl AsRef<[u8]>) -> Result<()> {
     let name = path.file_name().context("a path without file name")?.to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.tmp"));
     fs::write(&temporary, text)

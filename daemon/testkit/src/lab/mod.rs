@@ -12,7 +12,7 @@
 //!
 //! Each node's main table has a route to every other node's pod CIDR by that node's underlay address, as
 //! host-gateway CNI plugins write them: **without Warren the pods talk in the clear**. A test that sees no
-//! clear text has therefore seen Warren prevent it.
+//! clear text has therefore seen Warren prevent it. (The exception is [`Plan::has_clear_path`].)
 //!
 //! Reverse-path filters are off and IPv6 addresses are usable at once (no duplicate address detection), so
 //! that nothing but Warren drops a forged packet and no test waits for the kernel.

@@ -104,14 +104,16 @@ impl Node {
         }
         for other in (1..=self.plan.nodes).filter(|other| *other != self.number) {
             for cidr in self.plan.pod_cidrs(other) {
+                if !self.plan.has_clear_path(cidr.addr()) {
+                    continue;
+                }
                 let _ = writeln!(batch, "route add {cidr} {} dev eth0", self.via(other, cidr));
             }
         }
         self.netns.ip(&batch)
     }
 
-    /// The next hop to a pod CIDR of another node, of the same family if the underlay has it. IPv4 routes
-    /// may lead over IPv6 neighbours (RFC 8950); the other way round Linux has no routes.
+    /// The next hop to a pod CIDR of another node, of the same family if the underlay has it.
     fn via(&self, other: usize, cidr: IpNet) -> String {
         let ips = self.plan.node_ips(other);
         let same_family = ips.iter().find(|ip| ip.is_ipv4() == matches!(cidr, IpNet::V4(_)));

@@ -91,6 +91,12 @@ impl Plan {
         self.pod_cidrs(number).into_iter().map(|cidr| host(cidr, 10 + pod)).collect()
     }
 
+    /// Whether pods reach this address of another node's pod without Warren: Linux routes IPv4 over IPv6
+    /// neighbours (RFC 8950), but not the other way round.
+    pub fn has_clear_path(&self, pod_ip: IpAddr) -> bool {
+        pod_ip.is_ipv4() || self.underlay != Families::V4
+    }
+
     /// The addresses of the bridge of node `number`, which are its pods' gateways.
     pub fn gateways(&self, number: usize) -> Vec<IpAddr> {
         self.pod_cidrs(number).into_iter().map(|cidr| host(cidr, 1)).collect()

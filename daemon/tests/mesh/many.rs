@@ -1,0 +1,152 @@
+//! A registry of 200 nodes.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use warren_api::announcement::VERSION;
+use warren_api::{Announcement, Backend, EpochKey, PublicKey, annotations, names};
+use warren_testkit::lab::{Manifest, Node, WarrendOptions};
+use warren_testkit::wait;
+
+use crate::common::{Mesh, await_up, in_lab, two_nodes};
+
+const NODES: usize = 200;
+/// Figures of issue 2.
+const CONVERGED: Duration = Duration::from_secs(3);
+const HANDLED: Duration = Duration::from_millis(200);
+
+/// Two nodes are real; the others are in the registry alone, each with a key, an address and pods.
+pub fn two_hundred_nodes() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        for number in 3..=NODES {
+            register(mesh, number, random_key()?)?;
+        }
+        mesh.node(2).start_warrend(&WarrendOptions::default())?;
+        let node = mesh.node(1);
+        let start = Instant::now();
+        node.start_warrend(&WarrendOptions::default())?;
+        let converged = wait::until("convergence", Duration::from_secs(30), || {
+            node.ready()?;
+            let peers = node.status()?.peers.len();
+            ensure!(peers == NODES - 1, "{peers} peers");
+            Ok(start.elapsed())
+        })?;
+        ensure!(converged < CONVERGED, "{NODES} nodes took {converged:?}");
+        await_up(&[mesh.node(1), mesh.node(2)])?;
+        println!("{NODES} nodes: converged {} ms after the start", converged.as_millis());
+
+        let traffic = mesh.traffic()?;
+        // Several nodes, because one measurement on a busy machine says little.
+        let subjects = [20, 60, 100, 140, 180];
+        let registry = mesh.lab.registry();
+        measure("one key changed", subjects, |number| {
+            change(mesh, number, || register(mesh, number, random_key()?))
+        })?;
+        measure("one node gone", subjects, |number| {
+            change(mesh, number, || Ok(fs::remove_file(manifest(mesh, number).path(&registry))?))
+        })?;
+        measure("one node came", subjects, |number| {
+            change(mesh, number, || register(mesh, number, random_key()?))
+        })?;
+        traffic.stop()?.none().context("while the registry changed")?;
+        mesh.sealed()?;
+        Ok(())
+    })
+}
+
+/// Checks the median of the times that a change took.
+fn measure<const N: usize>(
+    what: &str,
+    subjects: [usize; N],
+    change: impl Fn(usize) -> Result<Duration>,
+) -> Result<()> {
+    let mut times = subjects.map(|_| Duration::ZERO);
+    for (time, number) in times.iter_mut().zip(subjects) {
+        *time = change(number).with_context(|| format!("{what}: node-{number}"))?;
+    }
+    times.sort_unstable();
+    let shown = times.map(|time| time.as_millis().to_string()).join(", ");
+    println!("{what}: in the tunnel after {shown} ms, no other peer touched");
+    ensure!(times[N / 2] < HANDLED, "{what}: the median of {shown} ms is not below {HANDLED:?}");
+    Ok(())
+}
+
+/// Changes the Node `subject` in the registry, waits until node 1's tunnel has changed, and checks that only
+/// its peer has.
+fn change(mesh: &Mesh, subject: usize, change: impl FnOnce() -> Result<()>) -> Result<Duration> {
+    let node = mesh.node(1);
+    let before = peers(node)?;
+    let pods = mesh.lab.plan.pod_cidrs(subject)[0].to_string();
+    let start = Instant::now();
+    change()?;
+    // The tunnel is asked and not warrend, which would otherwise be busy with answers.
+    let (after, time) = wait::until("a change of the tunnel", Duration::from_secs(5), || {
+        let now = peers(node)?;
+        ensure!(now.keys().ne(before.keys()), "it is as before");
+        Ok((now, start.elapsed()))
+    })?;
+    for (these, those) in [(&before, &after), (&after, &before)] {
+        for (key, peer) in these.iter().filter(|(key, peer)| those.get(*key) != Some(peer)) {
+            ensure!(peer.contains(&pods), "the peer {key} was touched: {peer}");
+        }
+    }
+    Ok(time)
+}
+
+/// What the tunnel holds of each peer: PSK, endpoint, allowed IPs, the time of the last handshake, and the
+/// interval of keepalives; not its byte counters, which traffic changes.
+fn peers(node: &Node) -> Result<BTreeMap<String, String>> {
+    let dump = node.netns.sh("wg show warren-a0 dump")?;
+    dump.lines()
+        .skip(1)
+        .map(|line| {
+            let [key, psk, endpoint, allowed_ips, handshake, _, _, keepalive] = line
+                .split('\t')
+                .collect::<Vec<_>>()
+                .try_into()
+                .map_err(|_| anyhow::anyhow!("wg says {line:?}"))?;
+            Ok((key.to_owned(), [psk, endpoint, allowed_ips, handshake, keepalive].join(" ")))
+        })
+        .collect()
+}
+
+fn manifest(mesh: &Mesh, number: usize) -> Manifest {
+    let plan = &mesh.lab.plan;
+    Manifest::new(&format!("node-{number}"), plan.pod_cidrs(number), plan.node_ips(number))
+}
+
+/// Puts a Node into the registry that has announced `key`.
+fn register(mesh: &Mesh, number: usize, key: PublicKey) -> Result<()> {
+    let mut manifest = manifest(mesh, number);
+    let announcement = Announcement {
+        version: VERSION,
+        node: manifest.name.clone(),
+        uid: manifest.uid.clone(),
+        epochs: vec![EpochKey {
+            epoch: 0,
+            public_key: key,
+            port: names::LISTEN_PORT,
+            lanes: 1,
+            unknown: serde_json::Map::new(),
+        }],
+        pod_cidrs: manifest.pod_cidrs.clone(),
+        endpoints: manifest.internal_ips.clone(),
+        backend: Backend::Userspace,
+        mtu: 1420,
+        unknown: serde_json::Map::new(),
+    };
+    let annotations = annotations::publish(&announcement);
+    manifest.annotations = annotations.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    manifest.write(&mesh.lab.registry())
+}
+
+/// Any 255 bits are a public key.
+fn random_key() -> Result<PublicKey> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    bytes[31] &= 0x7f;
+    Ok(PublicKey::from_bytes(bytes)?)
+}
