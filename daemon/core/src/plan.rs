@@ -55,8 +55,8 @@ pub struct PeerInfo {
     pub backend: Backend,
 }
 
-/// Makes the plan. `guarded` are the remote pods' networks that the kernel's guard holds now: while an
-/// entry of the registry cannot be read, none of them is released, since one may be that node's.
+/// Makes the plan. `guarded` are the remote pods' networks that the kernel's guard holds now: while the
+/// registry is in doubt about any node, none of them is released, since it may be that node's.
 pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
     let Snapshot { own, records, settings } = snapshot;
     let mut problems = Vec::new();
@@ -66,11 +66,14 @@ pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
     }
     let local = locate(own, own_record, &mut problems);
     let Judgement { peers, quarantined: refused, waiting } = claims::judge(&local, &others, settings);
-    let unreadable = !quarantined.is_empty() || own_record.is_none();
     quarantined.extend(refused);
     quarantined.sort();
 
-    let retained: &BTreeSet<IpNet> = if unreadable { guarded } else { &BTreeSet::new() };
+    // A manifest that was cut off, garbled or forged may no longer name the pods it named before.
+    let doubtful = own_record.is_none()
+        || !quarantined.is_empty()
+        || others.iter().any(|node| node.pod_cidrs.is_empty());
+    let retained: &BTreeSet<IpNet> = if doubtful { guarded } else { &BTreeSet::new() };
     let blocked = blocked(&local, &others, &peers, settings, retained);
     let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
     let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));

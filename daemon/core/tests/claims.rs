@@ -246,14 +246,22 @@ fn overlapping_pod_cidrs_quarantine_both() {
 }
 
 #[test]
-fn while_an_entry_cannot_be_read_nothing_that_is_guarded_is_released() {
+fn while_a_node_is_in_doubt_nothing_that_is_guarded_is_released() {
     let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
     let guarded = BTreeSet::from(["10.244.7.0/24".parse().unwrap()]);
     assert!(!blocks(&plan(&snapshot, &guarded), "10.244.7.0/24"));
     snapshot.records.push(Record::Unreadable { name: "node-7".into(), reason: "garbled".into() });
-    let plan = plan(&snapshot, &guarded);
-    assert!(blocks(&plan, "10.244.7.0/24"));
-    assert_eq!(peers(&plan), ["node-2"]);
+    let unreadable = plan(&snapshot, &guarded);
+    assert!(blocks(&unreadable, "10.244.7.0/24"));
+    assert_eq!(peers(&unreadable), ["node-2"]);
+
+    // Nor while a node lost its pod CIDRs, or has one that is not believed.
+    for cidrs in [vec![], vec!["10.244.7.0/240".to_owned()], vec!["0.0.0.0/0".to_owned()]] {
+        let mut node = mk_node(7);
+        node.spec.pod_cidrs = cidrs.clone();
+        let snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2)), node]);
+        assert!(blocks(&plan(&snapshot, &guarded), "10.244.7.0/24"), "{cidrs:?}");
+    }
 }
 
 #[test]
