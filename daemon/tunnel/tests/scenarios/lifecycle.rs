@@ -89,7 +89,7 @@ pub fn stale_socket() -> Result<()> {
             Ok(())
         })?;
         ensure!(end.has_file(&socket_path(INTERFACE))?, "nobody can have removed the socket");
-        end.start(ONE)?;
+        end.start()?;
         end.get().map(drop)
     })
 }

@@ -14,7 +14,7 @@ use super::site::{Family, INTERFACE, ONE, Program, SOON, Site};
 const INTERVAL: Duration = Duration::from_millis(5);
 
 pub fn mark() -> Result<()> {
-    let site = Site::joined(ONE, Program::Go, Family::V4)?;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
     site.ping()?;
     site.left.netns.nft(
         "table inet t {\n\
@@ -44,10 +44,9 @@ fn marked(site: &Site) -> Result<u64> {
 
 pub fn port() -> Result<()> {
     for family in [Family::V4, Family::V6] {
-        let mut site = Site::joined(ONE, Program::Go, family)?;
+        let mut site = Site::joined(ONE, ONE, family)?;
         site.ping()?;
-        let flood = Flood::start(&site.left.netns, site.right.inner()[0], INTERVAL)?;
-        let mut flood = flood;
+        let mut flood = Flood::start(&site.left.netns, site.right.inner()[0], INTERVAL)?;
         for step in 1..=5 {
             site.left.port = 52000 + step;
             site.left.set(&DeviceUpdate { listen_port: Some(site.left.port), ..DeviceUpdate::default() })?;
@@ -65,7 +64,7 @@ pub fn port() -> Result<()> {
 
 pub fn taken_port() -> Result<()> {
     for lanes in [1, 4] {
-        let site = Site::joined(Program::Warren { lanes }, Program::Go, Family::V4)?;
+        let site = Site::joined(Program::Warren { lanes }, ONE, Family::V4)?;
         site.ping()?;
         // For several lanes, the last of the ports.
         let taken = 53000 + lanes - 1;
@@ -95,9 +94,9 @@ pub fn peers() -> Result<()> {
     let before = left.peer(right)?.last_handshake;
     for psk in [[1; 32], [2; 32], [0; 32]] {
         let psk = Some(Zeroizing::new(psk));
+        let last = left.peer(right)?.last_handshake;
         left.set_peer(PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(right.public()) })?;
         right.set_peer(PeerUpdate { preshared_key: psk, ..PeerUpdate::new(left.public()) })?;
-        let last = left.peer(right)?.last_handshake;
         // The end that was told first may have to repeat its handshake after 5 s.
         wait::until("a handshake with the new PSK", 3 * SOON, || {
             ensure!(left.peer(right)?.last_handshake > last, "none yet");
@@ -148,7 +147,7 @@ pub fn mtu() -> Result<()> {
 
 pub fn fragments() -> Result<()> {
     for family in [Family::V4, Family::V6] {
-        let site = Site::joined(ONE, Program::Go, family)?;
+        let site = Site::joined(ONE, ONE, family)?;
         for end in [&site.left, &site.right] {
             end.netns.ip(&format!("link set {INTERFACE} mtu 9000"))?;
         }
@@ -161,11 +160,11 @@ pub fn fragments() -> Result<()> {
 }
 
 pub fn without_ipv6() -> Result<()> {
-    let site = Site::joined(ONE, Program::Go, Family::V4)?;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
     site.left.netns.sh("rm /run/wireguard/wg0.sock")?;
     site.left.wait_gone()?;
     site.left.netns.sysctl(&[("net.ipv6.conf.all.disable_ipv6", "1")])?;
-    site.left.launch(ONE)?;
+    site.left.launch()?;
     site.left.netns.ip(&format!("address add 10.9.0.1/24 dev {INTERFACE}\nlink set {INTERFACE} up"))?;
     site.left.set(&site.left.identity())?;
     site.left.set_peer(site.left.peer_update(&site.right, Some(Family::V4)))?;

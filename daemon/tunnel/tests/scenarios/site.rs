@@ -45,6 +45,8 @@ pub struct End {
     pub private: StaticSecret,
     pub port: u16,
     number: u8,
+    /// Whose program runs here.
+    program: Program,
 }
 
 /// Two machines that know nothing of each other yet.
@@ -56,11 +58,11 @@ pub struct Site {
 impl Site {
     /// The link is up, the programs run, with a key, a port and an address each; no peers.
     pub fn new(left: Program, right: Program) -> Result<Self> {
-        let site = Self { left: End::new("left", 1)?, right: End::new("right", 2)? };
+        let site = Self { left: End::new("left", 1, left)?, right: End::new("right", 2, right)? };
         site.left.netns.ip("link add eth0 type veth peer name eth0 netns right")?;
-        for (end, program) in [(&site.left, left), (&site.right, right)] {
+        for end in [&site.left, &site.right] {
             end.connect()?;
-            end.start(program)?;
+            end.start()?;
         }
         Ok(site)
     }
@@ -80,10 +82,10 @@ impl Site {
 }
 
 impl End {
-    fn new(name: &str, number: u8) -> Result<Self> {
+    fn new(name: &str, number: u8, program: Program) -> Result<Self> {
         let netns = Netns::new(name)?;
         let private = StaticSecret::random_from_rng(OsRng);
-        Ok(Self { netns, private, port: 51800 + u16::from(number), number })
+        Ok(Self { netns, private, port: 51800 + u16::from(number), number, program })
     }
 
     /// The machine's foot on the link.
@@ -97,8 +99,8 @@ impl End {
     }
 
     /// Starts the program, and gives the interface addresses, key and port.
-    pub fn start(&self, program: Program) -> Result<()> {
-        self.launch(program)?;
+    pub fn start(&self) -> Result<()> {
+        self.launch()?;
         let n = self.number;
         self.netns.ip(&format!(
             "address add 10.9.0.{n}/24 dev {INTERFACE}\n\
@@ -118,12 +120,12 @@ impl End {
     }
 
     /// Starts the program in the background; returns once it answers.
-    pub fn launch(&self, program: Program) -> Result<()> {
-        match program {
+    pub fn launch(&self) -> Result<()> {
+        match self.program {
             Program::Warren { lanes } => self.netns.sh(&format!("{WARREN} --lanes {lanes} {INTERFACE}"))?,
             Program::Go => self.netns.sh(&format!("wireguard-go {INTERFACE}"))?,
         };
-        if program == Program::Go {
+        if self.program == Program::Go {
             // It lets its caller go before it serves; ours does not.
             return wait::until("wireguard-go", SOON, || self.get().map(drop));
         }
@@ -196,11 +198,23 @@ impl End {
     }
 
     /// Pings through the tunnel, both families inside; every one must be answered.
+    ///
+    /// With wireguard-go on an end there may be further tries. Version 0.0.20220316 loses packets by itself
+    /// on a loaded machine: measured with two of them and 6 busy loops on 2 processors, 4 of 330 rounds of
+    /// 3 pings were incomplete, and none of 330 with two of ours. Where loss is what is measured, the
+    /// scenarios have ours on both ends.
     pub fn ping(&self, other: &End) -> Result<()> {
-        for ip in other.inner() {
-            self.try_ping(ip)?.complete().with_context(|| format!("from {} to {ip}", self.netns.name()))?;
+        let both = || {
+            other.inner().into_iter().try_for_each(|ip| {
+                let answers = self.try_ping(ip)?;
+                answers.complete().with_context(|| format!("from {} to {ip}", self.netns.name()))
+            })
+        };
+        if [self.program, other.program].contains(&Program::Go) {
+            wait::until("a complete round of pings", SOON, both)
+        } else {
+            both()
         }
-        Ok(())
     }
 
     pub fn try_ping(&self, to: IpAddr) -> Result<Answers> {

@@ -27,7 +27,7 @@ fn file(name: &str, text: &str) -> Result<String> {
 }
 
 pub fn wg() -> Result<()> {
-    let site = Site::joined(ONE, Program::Go, Family::V4)?;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
     site.ping()?;
     let sh = |words: &str| site.left.netns.sh(words);
     let show = sh("wg show")?;
@@ -132,7 +132,7 @@ pub fn wg_quick() -> Result<()> {
 }
 
 pub fn many_allowed_ips() -> Result<()> {
-    let site = Site::joined(ONE, Program::Go, Family::V4)?;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
     site.ping()?;
     let mut config = site.left.netns.sh("wg showconf wg0")?;
     for peer in 0..200 {
@@ -166,7 +166,7 @@ pub fn many_allowed_ips() -> Result<()> {
 }
 
 pub fn refusals() -> Result<()> {
-    let site = Site::joined(ONE, Program::Go, Family::V4)?;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
     site.ping()?;
     let zero = format!("{}=", "A".repeat(43));
     let set = site.left.netns.sh(&format!("wg set wg0 listen-port 1 fwmark 1 peer {zero}"));
