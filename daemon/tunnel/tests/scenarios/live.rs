@@ -57,7 +57,8 @@ pub fn port() -> Result<()> {
         ensure!(random != 0 && random != site.left.port, "port 0 gave {random}");
         let answers = flood.stop()?;
         println!("6 changes of port, {family:?}: {answers}");
-        ensure!(answers.missing.len() <= 1, "{answers}");
+        // Whatever the peer has sent to the old port when it closes is lost: of one ping per change, if any.
+        ensure!(answers.missing.len() <= 6 && answers.longest_gap() <= 1, "{answers}");
     }
     Ok(())
 }
