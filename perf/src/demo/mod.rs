@@ -1,7 +1,7 @@
 //! The demo: a mesh from one command, and the proof that it hides what pods say.
 //!
 //! One file for each step, in this order:
-//! 1. [`lab`](warren_testkit::lab): nodes, pods and an underlay in namespaces; a sniffer on the underlay.
+//! 1. [`lab`]: nodes, pods and an underlay in namespaces; a sniffer on the underlay.
 //! 2. [`control`]: *without* Warren the pods talk, and the sniffer reads it. This gives a 0 at the end its
 //!    meaning.
 //! 3. [`mesh`]: a warrend on every node, until all are ready.
