@@ -1,4 +1,4 @@
-//! iperf3: TCP throughput between two pods.
+//! iperf3: throughput between two pods, or a steady stream of which every packet is counted.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
@@ -12,6 +12,16 @@ use crate::netns::Netns;
 /// Every measurement gets a port of its own, so several may run in one pod.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(5201);
 
+/// What iperf3 is to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Load {
+    /// One TCP stream, as fast as it goes. It fills queues until they overflow: other traffic loses packets.
+    Tcp,
+    /// UDP at so many Mbit/s, in packets of 1,200 bytes. Above 5 Mbit/s the socket that receives them may
+    /// overflow by itself where iperf3 waits for a busy core.
+    Udp(u32),
+}
+
 /// What iperf3 measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Throughput {
@@ -19,8 +29,12 @@ pub struct Throughput {
     pub gbits: f64,
     /// Received bytes.
     pub bytes: u64,
-    /// Segments sent again.
+    /// TCP segments sent again.
     pub retransmits: u64,
+    /// UDP packets sent.
+    pub packets: u64,
+    /// UDP packets of these that did not arrive.
+    pub lost: u64,
     /// Of each reported interval (100 ms), the bytes that the sender could hand over: 0 is a stall.
     pub intervals: Vec<u64>,
 }
@@ -34,8 +48,13 @@ pub struct Iperf {
 }
 
 impl Iperf {
-    /// Starts to send from `client` to a server in `server` at its address `to`, for `seconds`.
+    /// Starts to send TCP from `client` to a server in `server` at its address `to`, for `seconds`.
     pub fn start(server: &Netns, to: IpAddr, client: &Netns, seconds: u32) -> Result<Self> {
+        Self::start_load(server, to, client, seconds, Load::Tcp)
+    }
+
+    /// [`Iperf::start`] with another load than TCP.
+    pub fn start_load(server: &Netns, to: IpAddr, client: &Netns, seconds: u32, load: Load) -> Result<Self> {
         let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed).to_string();
         let what = format!("iperf3 from {} to {} ({to})", client.name(), server.name());
         let to = to.to_string();
@@ -58,8 +77,11 @@ impl Iperf {
         }
         // The server writes a report that nobody needs; unread, it would fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
-        let client = client
-            .command("iperf3")
+        let mut command = client.command("iperf3");
+        if let Load::Udp(mbits) = load {
+            command.args(["--udp", "--length", "1200", "--bitrate", &format!("{mbits}M")]);
+        }
+        let client = command
             .args(["--client", &to, "--port", &port, "--time", &seconds.to_string(), "--interval", "0.1"])
             .args(["--connect-timeout", "5000", "--json"])
             .stdin(Stdio::null())
@@ -89,7 +111,7 @@ impl Drop for Iperf {
     }
 }
 
-/// Measures from start to end.
+/// Measures the throughput of TCP from start to end.
 pub fn measure(server: &Netns, to: IpAddr, client: &Netns, seconds: u32) -> Result<Throughput> {
     Iperf::start(server, to, client, seconds)?.finish()
 }
@@ -99,7 +121,9 @@ fn parse(json: &str) -> Result<Throughput> {
     if let Some(error) = report["error"].as_str() {
         bail!("iperf3: {error}");
     }
-    let received = &report["end"]["sum_received"];
+    let end = &report["end"];
+    // Older versions have one sum of UDP for both ends.
+    let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
     let number = |value: &serde_json::Value, name: &str| {
         value[name].as_f64().with_context(|| format!("iperf3's JSON has no number {name}"))
     };
@@ -108,7 +132,9 @@ fn parse(json: &str) -> Result<Throughput> {
     Ok(Throughput {
         gbits: number(received, "bits_per_second")? / 1e9,
         bytes,
-        retransmits: report["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
+        retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
+        packets: end["sum"]["packets"].as_u64().unwrap_or(0),
+        lost: end["sum"]["lost_packets"].as_u64().unwrap_or(0),
         intervals: report["intervals"]
             .as_array()
             .map(|intervals| {
@@ -126,8 +152,16 @@ mod tests {
     fn a_report_is_read() {
         let json = r#"{"intervals":[{"sum":{"bytes":5}},{"sum":{"bytes":0}}],
             "end":{"sum_sent":{"retransmits":3},"sum_received":{"bytes":125000000,"bits_per_second":1e9}}}"#;
-        let expected = Throughput { gbits: 1.0, bytes: 125_000_000, retransmits: 3, intervals: vec![5, 0] };
-        assert_eq!(parse(json).unwrap(), expected);
+        let throughput = parse(json).unwrap();
+        assert_eq!((throughput.gbits, throughput.bytes, throughput.retransmits), (1.0, 125_000_000, 3));
+        assert_eq!(throughput.intervals, [5, 0]);
+    }
+
+    #[test]
+    fn lost_datagrams_are_read() {
+        let json = r#"{"end":{"sum":{"bytes":1200,"bits_per_second":1e6,"packets":7,"lost_packets":6}}}"#;
+        let throughput = parse(json).unwrap();
+        assert_eq!((throughput.packets, throughput.lost), (7, 6));
     }
 
     #[test]
