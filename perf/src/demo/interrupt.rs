@@ -11,16 +11,23 @@ use nix::sys::signal::{SigSet, Signal};
 /// What an interruption says and returns: that the demo failed, until it is over.
 static END: Mutex<(&str, i32)> = Mutex::new(("\ndemo: FAILED, interrupted", 130));
 
-/// Ends the program on SIGINT, SIGTERM and SIGHUP from now on. Before other threads are started: they
-/// inherit that these signals are not for them.
+fn signals() -> SigSet {
+    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
+}
+
+/// Holds interruptions back until [`watch`] can answer them; first in `main`, so that none comes too early.
+/// Threads started later inherit that these signals are not for them.
+pub fn hold() -> Result<()> {
+    signals().thread_block().context("blocking signals")
+}
+
+/// Ends the program on SIGINT, SIGTERM and SIGHUP.
 pub fn watch() -> Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block().context("blocking signals")?;
     std::thread::Builder::new()
         .name("interrupt".into())
         .spawn(move || {
             // Waiting fails only for an invalid set.
-            while signals.wait().is_err() {}
+            while signals().wait().is_err() {}
             let (words, status) = *END.lock().expect("nobody panics with it");
             println!("{words}");
             std::process::exit(status)

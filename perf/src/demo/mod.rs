@@ -28,7 +28,8 @@ use progress::Progress;
 
 /// Runs the demo to its closing line.
 pub fn main(options: &args::Demo) -> ExitCode {
-    let (lab, progress) = match isolate::enter().and_then(|()| build(options)) {
+    let entered = interrupt::hold().and_then(|()| isolate::enter()).and_then(|()| interrupt::watch());
+    let (lab, progress) = match entered.and_then(|()| build(options)) {
         Ok(built) => built,
         Err(error) => return close(Err(error)),
     };
@@ -40,7 +41,7 @@ pub fn main(options: &args::Demo) -> ExitCode {
     if options.keep { keep::until_interrupted(&lab, status) } else { status }
 }
 
-/// Prints the one closing line, and gives the exit status that goes with it.
+/// Prints the one closing line, after whatever details there are, and gives the exit status that goes with it.
 fn close(result: Result<String>) -> ExitCode {
     match result {
         Ok(summary) => {
@@ -48,7 +49,12 @@ fn close(result: Result<String>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            println!("demo: FAILED, {error:#}");
+            let error = format!("{error:#}");
+            let (line, details) = error.split_once('\n').unwrap_or((&error, ""));
+            if !details.is_empty() {
+                println!("{details}\n");
+            }
+            println!("demo: FAILED, {line}");
             ExitCode::FAILURE
         }
     }
@@ -59,7 +65,6 @@ fn build(options: &args::Demo) -> Result<(Lab, Progress)> {
     for program in ["warrend", "warren-tunnel"] {
         lab::binary(program)?;
     }
-    interrupt::watch()?;
     let progress = Progress::start();
     let plan = Plan { nodes: options.nodes.into(), ..Plan::default() };
     let lab = Lab::new_with_progress(plan, |built| {

@@ -78,7 +78,7 @@ impl Report {
         );
         ensure!(
             self.clear == 0,
-            "{} packets in the clear on the underlay, the first of them:\n{}",
+            "{} packets in the clear on the underlay\n{}",
             self.clear,
             self.offenders.join("\n")
         );
