@@ -19,7 +19,6 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::process::Command;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -32,7 +31,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, getegid, geteuid, pipe, setsid};
 
-use crate::{process, sys, tools};
+use crate::sys;
 
 /// Set by [`enter`].
 static ENTERED: OnceLock<Entered> = OnceLock::new();
@@ -184,7 +183,7 @@ fn die_with_outer(outer_lives: &OwnedFd) -> Result<()> {
 }
 
 /// Mounts and names, before the program starts: private mounts, a /proc of the new pid namespace, an empty
-/// /run, the loopback interface.
+/// /run.
 fn furnish() -> Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
@@ -209,8 +208,6 @@ fn furnish() -> Result<()> {
     sys::set_env("TMPDIR", "/run/tmp")?;
     let path = std::env::var("PATH").unwrap_or_default();
     sys::set_env("PATH", format!("{path}:/usr/sbin:/sbin:/usr/bin:/bin"))?;
-    tools::requires(&["ip"])?;
-    process::output(Command::new("ip").args(["link", "set", "lo", "up"]))?;
     Ok(())
 }
 
