@@ -47,7 +47,7 @@ pub struct Peer {
     pub endpoint: SocketAddr,
     /// Its pods.
     pub pod_cidrs: Vec<IpNet>,
-    /// Its underlay addresses.
+    /// Its underlay addresses, as far as they are where nodes' addresses are believed to be.
     pub addresses: BTreeSet<IpAddr>,
 }
 
@@ -76,9 +76,15 @@ impl From<String> for Refusal {
     }
 }
 
-/// Judges all `others`, which are all nodes but the own.
-pub fn judge(local: &Local<'_>, others: &[&NodeRecord], settings: &Settings) -> Judgement {
-    let court = Court::new(local, others, settings);
+/// Judges all `others`, which are all nodes but the own. `retained` are networks that were pods' and may
+/// still be.
+pub fn judge(
+    local: &Local<'_>,
+    others: &[&NodeRecord],
+    settings: &Settings,
+    retained: &[IpNet],
+) -> Judgement {
+    let court = Court::new(local, others, settings, retained);
     let mut judgement = Judgement::default();
     for node in others {
         match court.try_node(node) {
@@ -102,10 +108,21 @@ pub fn covers_underlay(cidr: &IpNet, local: &Local<'_>, settings: &Settings) -> 
 /// This node's addresses, and the subnets in which its endpoints stand.
 pub fn underlay(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
     let links = || local.own.local_addresses.iter().map(|local| local.net);
-    let subnets = links().filter(|net| local.endpoints.contains(&net.addr())).map(|net| net.trunc());
+    // Without the own Node nobody says which link is the underlay's: then each may be.
+    let is_endpoint = |net: &IpNet| local.endpoints.is_empty() || local.endpoints.contains(&net.addr());
+    let subnets = links().filter(is_endpoint).map(|net| net.trunc());
     let hosts = links().map(|net| nets::host(net.addr()));
     let hosts = hosts.filter(|host| !local.pod_cidrs.iter().any(|cidr| cidr.contains(host)));
     subnets.chain(hosts).chain(settings.node_cidrs.iter().copied()).collect()
+}
+
+/// Where nodes' addresses are believed to be: what the operator said, else the subnets this node is in.
+fn node_ranges(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
+    if !settings.node_cidrs.is_empty() {
+        return settings.node_cidrs.clone();
+    }
+    let links = local.own.local_addresses.iter().map(|local| local.net);
+    links.filter(|net| local.endpoints.contains(&net.addr())).map(|net| net.trunc()).collect()
 }
 
 /// Whether a CIDR is too wide to be one node's pods.
@@ -137,18 +154,29 @@ fn is_unicast(address: IpAddr) -> bool {
 struct Court<'a> {
     local: &'a Local<'a>,
     settings: &'a Settings,
-    /// Who announces each key.
+    /// Where nodes' addresses are believed to be.
+    ranges: Vec<IpNet>,
+    /// Who announces each key, among those whose announcement is at least their own.
     keys: BTreeMap<PublicKey, BTreeSet<&'a str>>,
-    /// Who claims each underlay address.
+    /// Which nodes have each address in the registry.
     addresses: BTreeMap<IpAddr, BTreeSet<&'a str>>,
     /// Which nodes' CIDRs overlap with another node's, and whose.
     overlaps: BTreeMap<&'a str, (IpNet, &'a str, IpNet)>,
+    /// Which nodes' CIDRs hold a credible address of another node, and whose.
+    contested: BTreeMap<&'a str, (IpNet, &'a str, IpAddr)>,
+    /// Networks that were pods' and may still be.
+    retained: &'a [IpNet],
     /// All pods' networks, as far as what this node knows of itself does not refute them.
     pods: Vec<IpNet>,
 }
 
 impl<'a> Court<'a> {
-    fn new(local: &'a Local<'a>, others: &[&'a NodeRecord], settings: &'a Settings) -> Self {
+    fn new(
+        local: &'a Local<'a>,
+        others: &[&'a NodeRecord],
+        settings: &'a Settings,
+        retained: &'a [IpNet],
+    ) -> Self {
         let mut keys: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         let mut addresses: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         let mut cidrs = Vec::new();
@@ -156,13 +184,14 @@ impl<'a> Court<'a> {
             for address in &node.addresses {
                 addresses.entry(*address).or_default().insert(node.name.as_str());
             }
-            if let Some(Ok(announcement)) = &node.announcement {
-                for epoch in &announcement.epochs {
-                    keys.entry(epoch.public_key).or_default().insert(node.name.as_str());
-                }
-                for address in &announcement.endpoints {
-                    addresses.entry(*address).or_default().insert(node.name.as_str());
-                }
+            // What is refuted by the Node it stands on must not cast doubt on others.
+            let own_words = node
+                .announcement
+                .iter()
+                .flatten()
+                .filter(|claim| is_own(node, claim).is_ok() && foreign_endpoint(node, claim).is_none());
+            for epoch in own_words.flat_map(|announcement| &announcement.epochs) {
+                keys.entry(epoch.public_key).or_default().insert(node.name.as_str());
             }
             let sound = |cidr: &&IpNet| {
                 !too_wide(cidr)
@@ -172,7 +201,29 @@ impl<'a> Court<'a> {
             cidrs.extend(node.pod_cidrs.iter().filter(sound).map(|cidr| (*cidr, node.name.as_str())));
         }
         let pods = nets::cover(cidrs.iter().map(|(cidr, _)| *cidr).chain(local.pod_cidrs.iter().copied()));
-        Self { local, settings, keys, addresses, overlaps: overlaps(cidrs), pods }
+        let ranges = node_ranges(local, settings);
+        let credible = |address: &&IpAddr| ranges.iter().any(|range| range.contains(*address));
+        let mut contested = BTreeMap::new();
+        for (address, names) in addresses.iter().filter(|(address, _)| credible(address)) {
+            // Rarely anything is found here, so the search for whose it is may take its time.
+            let holders = nets::find(&pods, *address).into_iter().flat_map(|_| &cidrs);
+            for (cidr, holder) in holders.filter(|(cidr, _)| cidr.contains(address)) {
+                if let Some(name) = names.iter().find(|name| *name != holder) {
+                    contested.entry(*holder).or_insert((*cidr, *name, *address));
+                }
+            }
+        }
+        Self {
+            local,
+            settings,
+            ranges,
+            keys,
+            addresses,
+            overlaps: overlaps(cidrs),
+            contested,
+            retained,
+            pods,
+        }
     }
 
     fn try_node(&self, node: &NodeRecord) -> Result<Peer, Refusal> {
@@ -198,7 +249,8 @@ impl<'a> Court<'a> {
             public_key: epoch.public_key,
             endpoint: SocketAddr::new(endpoint, epoch.port),
             pod_cidrs: announcement.pod_cidrs.iter().map(IpNet::trunc).collect(),
-            addresses: node.addresses.iter().chain(&announcement.endpoints).copied().collect(),
+            // Others may be real, too, but nothing tells; nothing is routed there.
+            addresses: node.addresses.iter().filter(|a| self.is_credible(a)).copied().collect(),
         })
     }
 
@@ -214,10 +266,12 @@ impl<'a> Court<'a> {
             if covers_underlay(cidr, self.local, self.settings) {
                 return Err(format!("its pod CIDR {cidr} covers this node's address or the underlay"));
             }
-            let clusters = &self.settings.cluster_cidrs;
-            if !clusters.is_empty() && !clusters.iter().any(|cluster| cluster.contains(cidr)) {
+            if !self.settings.may_be_pods(cidr) {
                 return Err(format!("its pod CIDR {cidr} is outside --cluster-cidrs"));
             }
+        }
+        if let Some((cidr, other, address)) = self.contested.get(node.name.as_str()) {
+            return Err(format!("its pod CIDR {cidr} holds the address {address} of node {other:?}"));
         }
         match self.overlaps.get(node.name.as_str()) {
             Some((cidr, other, others)) => {
@@ -233,21 +287,13 @@ impl<'a> Court<'a> {
         node: &NodeRecord,
         announcement: &'n Announcement,
     ) -> Result<&'n EpochKey, String> {
-        if announcement.node != node.name {
-            return Err(format!("carries the announcement of node {:?}", announcement.node));
-        }
-        if !announcement.uid.is_empty() && !node.uid.is_empty() && announcement.uid != node.uid {
-            return Err(format!(
-                "the announcement is for the UID {}, but the Node is {}: stale or copied",
-                announcement.uid, node.uid
-            ));
-        }
+        is_own(node, announcement)?;
         for key in &announcement.epochs {
             if key.public_key == self.local.own.public_key {
                 return Err(format!("announces this node's own public key {}", key.public_key));
             }
-            let others = &self.keys[&key.public_key];
-            if let Some(other) = others.iter().find(|other| **other != node.name) {
+            let claimants = self.keys.get(&key.public_key).into_iter().flatten();
+            if let Some(other) = claimants.into_iter().find(|other| **other != node.name) {
                 return Err(format!("announces the public key {}, as does node {other:?}", key.public_key));
             }
         }
@@ -274,23 +320,57 @@ impl<'a> Court<'a> {
             if let Some(net) = nets::find(&self.pods, *address) {
                 return Err(format!("its address {address} is inside the pod CIDR {net}"));
             }
-            let ranges = &self.settings.node_cidrs;
-            if !ranges.is_empty() && !ranges.iter().any(|range| range.contains(address)) {
+            let pods = self.settings.cluster_cidrs.iter().chain(self.retained);
+            if let Some(net) = pods.into_iter().find(|net| net.contains(address)) {
+                return Err(format!("its address {address} is inside {net}, which is pods'"));
+            }
+            if !self.settings.may_be_node(address) {
                 return Err(format!("its address {address} is outside --node-cidrs"));
             }
-            if let Some(other) = self.addresses[address].iter().find(|other| **other != node.name) {
+            let claimants = self.addresses.get(address).into_iter().flatten();
+            if let Some(other) = claimants.into_iter().find(|other| **other != node.name) {
                 return Err(format!("its address {address} is claimed by node {other:?}, too"));
             }
         }
-        if let Some(foreign) = announcement.endpoints.iter().find(|e| !node.addresses.contains(e)) {
+        if let Some(foreign) = foreign_endpoint(node, announcement) {
             return Err(format!("announces the endpoint {foreign}, which is none of the Node's InternalIPs"));
         }
-        let reachable =
-            |endpoint: &&IpAddr| self.local.endpoints.iter().any(|own| own.is_ipv4() == endpoint.is_ipv4());
-        announcement.endpoints.iter().find(reachable).copied().ok_or_else(|| {
-            format!("announces no endpoint of an address family of this node: {:?}", announcement.endpoints)
+        let endpoints = &announcement.endpoints;
+        let mut reachable = endpoints
+            .iter()
+            .filter(|endpoint| self.local.endpoints.iter().any(|own| own.is_ipv4() == endpoint.is_ipv4()));
+        if reachable.clone().next().is_none() {
+            return Err(format!("announces no endpoint of an address family of this node: {endpoints:?}"));
+        }
+        reachable.find(|endpoint| self.is_credible(endpoint)).copied().ok_or_else(|| {
+            let what = "are outside this node's subnets; name all nodes' networks with --node-cidrs";
+            format!("its endpoints {endpoints:?} {what}")
         })
     }
+
+    /// Whether an address is where nodes' addresses are believed to be.
+    fn is_credible(&self, address: &IpAddr) -> bool {
+        self.ranges.iter().any(|range| range.contains(address))
+    }
+}
+
+/// Whether an announcement can be that of the Node it stands on at all.
+fn is_own(node: &NodeRecord, announcement: &Announcement) -> Result<(), String> {
+    if announcement.node != node.name {
+        return Err(format!("carries the announcement of node {:?}", announcement.node));
+    }
+    if !announcement.uid.is_empty() && !node.uid.is_empty() && announcement.uid != node.uid {
+        return Err(format!(
+            "the announcement is for the UID {}, but the Node is {}: stale or copied",
+            announcement.uid, node.uid
+        ));
+    }
+    Ok(())
+}
+
+/// An announced endpoint that the registry does not know as the Node's.
+fn foreign_endpoint(node: &NodeRecord, announcement: &Announcement) -> Option<IpAddr> {
+    announcement.endpoints.iter().find(|endpoint| !node.addresses.contains(endpoint)).copied()
 }
 
 /// For each node whose CIDR overlaps with another node's: its CIDR, the other node and the other's CIDR.

@@ -55,17 +55,25 @@ pub struct PeerInfo {
     pub backend: Backend,
 }
 
-/// Makes the plan. `guarded` are the remote pods' networks that the kernel's guard holds now: while the
-/// registry is in doubt about any node, none of them is released, since it may be that node's.
-pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
+/// Makes the plan. `standing` is what the kernel holds now of guard and `unreachable` routes, as far as it
+/// can be read.
+///
+/// A network that was pods' stays blocked when its node vanishes from the registry: the node may go on
+/// running, or only its entry may be away for a moment. It is released when another node gets it, or where
+/// `--cluster-cidrs` says that it is no pods'. Nodes' addresses are kept while the registry is in doubt.
+pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
     let Snapshot { own, records, settings } = snapshot;
     let mut problems = Vec::new();
-    let Sorted { own_record, others, mut quarantined } = sort(&own.name, records);
+    let Sorted { own_record, others, disputed, mut quarantined } = sort(&own.name, records);
     if own_record.is_none() {
         problems.push(format!("the registry holds no readable Node {:?}: is --node right?", own.name));
     }
-    let local = locate(own, own_record, &mut problems);
-    let Judgement { peers, quarantined: refused, waiting } = claims::judge(&local, &others, settings);
+    let local = locate(own, own_record, standing, &mut problems);
+    let retained: Vec<IpNet> =
+        standing.remote_pods.iter().filter(|net| settings.may_be_pods(net)).copied().collect();
+    let known: Vec<&NodeRecord> = others.iter().chain(&disputed).copied().collect();
+    let Judgement { peers, quarantined: refused, waiting } =
+        claims::judge(&local, &others, settings, &retained);
     quarantined.extend(refused);
     quarantined.sort();
 
@@ -73,8 +81,8 @@ pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
     let doubtful = own_record.is_none()
         || !quarantined.is_empty()
         || others.iter().any(|node| node.pod_cidrs.is_empty());
-    let retained: &BTreeSet<IpNet> = if doubtful { guarded } else { &BTreeSet::new() };
-    let blocked = blocked(&local, &others, &peers, settings, retained);
+    let nodes_kept = if doubtful { &standing.remote_nodes } else { &BTreeSet::new() };
+    let blocked = blocked(&local, &known, &peers, settings, &retained);
     let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
     let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));
     let desired = Desired {
@@ -83,7 +91,7 @@ pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
         guard: Some(Guard {
             enforcement: settings.enforcement,
             local_pods: local.pod_cidrs.iter().copied().collect(),
-            remote_nodes: remote_nodes(&local, &others),
+            remote_nodes: remote_nodes(&local, &known, nodes_kept),
             remote_pods: blocked.into_iter().collect(),
         }),
         tunnel,
@@ -105,7 +113,10 @@ pub fn plan(snapshot: &Snapshot, guarded: &BTreeSet<IpNet>) -> Plan {
 /// The records, told apart.
 struct Sorted<'a> {
     own_record: Option<&'a NodeRecord>,
+    /// All other nodes that stand there once.
     others: Vec<&'a NodeRecord>,
+    /// All entries of other nodes that stand there more than once: nobody is obeyed, everything is blocked.
+    disputed: Vec<&'a NodeRecord>,
     /// Those that cannot be read, or that claim one name.
     quarantined: Vec<Quarantined>,
 }
@@ -121,22 +132,30 @@ fn sort<'a>(own: &str, records: &'a [Record]) -> Sorted<'a> {
             }
         }
     }
-    let mut unique = Vec::new();
+    let (mut unique, mut disputed) = (Vec::new(), Vec::new());
     for (name, nodes) in by_name {
         if let [node] = nodes[..] {
             unique.push(node);
         } else {
             let reason = format!("stands in the registry {} times", nodes.len());
             quarantined.push(Quarantined { node: name.to_owned(), reason });
+            disputed.extend(nodes.into_iter().filter(|_| name != own));
         }
     }
     let (own_record, others): (Vec<_>, Vec<_>) = unique.into_iter().partition(|node| node.name == own);
-    Sorted { own_record: own_record.first().copied(), others, quarantined }
+    Sorted { own_record: own_record.first().copied(), others, disputed, quarantined }
 }
 
-/// Brings together what the registry and the interfaces say of this node.
-fn locate<'a>(own: &'a Own, record: Option<&NodeRecord>, problems: &mut Vec<String>) -> Local<'a> {
-    let mut local = Local { own, pod_cidrs: Vec::new(), endpoints: Vec::new() };
+/// Brings together what the registry and the interfaces say of this node. Without its Node in the registry,
+/// the guard still knows which pods are this node's.
+fn locate<'a>(
+    own: &'a Own,
+    record: Option<&NodeRecord>,
+    standing: &Guard,
+    problems: &mut Vec<String>,
+) -> Local<'a> {
+    let pod_cidrs = standing.local_pods.iter().copied().collect();
+    let mut local = Local { own, pod_cidrs, endpoints: Vec::new() };
     let Some(record) = record else { return local };
     problems.extend(record.malformed.iter().map(|what| format!("this Node's manifest: {what}")));
     local.pod_cidrs = nets::cover(record.pod_cidrs.iter().copied().filter(|cidr| !claims::too_wide(cidr)));
@@ -160,7 +179,7 @@ fn blocked(
     others: &[&NodeRecord],
     peers: &[Peer],
     settings: &Settings,
-    retained: &BTreeSet<IpNet>,
+    retained: &[IpNet],
 ) -> Vec<IpNet> {
     // Without the own pod CIDRs, the cluster's would cut this node's own pods off.
     let cluster = settings.cluster_cidrs.iter().filter(|_| !local.pod_cidrs.is_empty());
@@ -168,6 +187,7 @@ fn blocked(
     let claimed = nets::cover(claimed.chain(cluster).chain(retained).copied());
 
     let mut holes = local.pod_cidrs.clone();
+    // An address of a peer is in no network that is credibly pods'; it is in one that claims the underlay.
     holes.extend(peers.iter().flat_map(|peer| &peer.addresses).copied().map(nets::host));
     holes.extend(claims::underlay(local, settings));
     // The subnets of the underlay are holes only in what claims to hold them whole; pods' networks inside a
@@ -183,8 +203,9 @@ fn blocked(
 
 /// The underlay addresses of all other nodes. An address that is also this node's, or a pod's of this node,
 /// is a lie that must not cut this node's own traffic.
-fn remote_nodes(local: &Local<'_>, others: &[&NodeRecord]) -> BTreeSet<IpNet> {
-    let addresses = others.iter().flat_map(|node| &node.addresses);
+fn remote_nodes(local: &Local<'_>, others: &[&NodeRecord], kept: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+    let kept = kept.iter().map(IpNet::addr).collect::<Vec<_>>();
+    let addresses = others.iter().flat_map(|node| &node.addresses).chain(&kept);
     let mine = |address: &IpAddr| {
         local.own.has(*address) || local.pod_cidrs.iter().any(|cidr| cidr.contains(address))
     };

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use crate::Family;
 use ipnet::IpNet;
 use warren_api::status::Enforcement;
 use warren_api::{Announcement, AnnouncementError, Backend, Node, PublicKey, annotations};
@@ -60,6 +61,25 @@ pub struct Settings {
     pub cluster_cidrs: Vec<IpNet>,
     /// All nodes are inside these, where known: no endpoint outside is believed.
     pub node_cidrs: Vec<IpNet>,
+}
+
+impl Settings {
+    /// Whether a network may be pods', as far as the operator said. Who named only networks of one address
+    /// family said nothing of the other.
+    pub fn may_be_pods(&self, net: &IpNet) -> bool {
+        within(&self.cluster_cidrs, net)
+    }
+
+    /// Whether an address may be a node's, as far as the operator said; likewise.
+    pub fn may_be_node(&self, address: &IpAddr) -> bool {
+        within(&self.node_cidrs, &IpNet::from(*address))
+    }
+}
+
+/// Whether a network is inside one of `ranges`, or these say nothing of its address family.
+fn within(ranges: &[IpNet], net: &IpNet) -> bool {
+    let mut same = ranges.iter().filter(|range| Family::from(*range) == Family::from(net)).peekable();
+    same.peek().is_none() || same.any(|range| range.contains(net))
 }
 
 /// One entry of the registry.

@@ -1,6 +1,5 @@
 //! Who is believed: a table of every way a node can be wrong, and what must hold for any registry at all.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -76,7 +75,7 @@ fn mk_snapshot(others: &[Node]) -> Snapshot {
 }
 
 fn planned(snapshot: &Snapshot) -> Plan {
-    plan(snapshot, &BTreeSet::new())
+    plan(snapshot, &Guard::default())
 }
 
 fn blocks(plan: &Plan, net: &str) -> bool {
@@ -245,29 +244,162 @@ fn overlapping_pod_cidrs_quarantine_both() {
     assert!(blocks(&plan, "10.244.2.0/23"));
 }
 
-#[test]
-fn while_a_node_is_in_doubt_nothing_that_is_guarded_is_released() {
-    let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
-    let guarded = BTreeSet::from(["10.244.7.0/24".parse().unwrap()]);
-    assert!(!blocks(&plan(&snapshot, &guarded), "10.244.7.0/24"));
-    snapshot.records.push(Record::Unreadable { name: "node-7".into(), reason: "garbled".into() });
-    let unreadable = plan(&snapshot, &guarded);
-    assert!(blocks(&unreadable, "10.244.7.0/24"));
-    assert_eq!(peers(&unreadable), ["node-2"]);
-
-    // Nor while a node lost its pod CIDRs, or has one that is not believed.
-    for cidrs in [vec![], vec!["10.244.7.0/240".to_owned()], vec!["0.0.0.0/0".to_owned()]] {
-        let mut node = mk_node(7);
-        node.spec.pod_cidrs = cidrs.clone();
-        let snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2)), node]);
-        assert!(blocks(&plan(&snapshot, &guarded), "10.244.7.0/24"), "{cidrs:?}");
+fn standing(remote_pods: &[&str], local_pods: &[&str], remote_nodes: &[&str]) -> Guard {
+    let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
+    Guard {
+        remote_pods: nets(remote_pods),
+        local_pods: nets(local_pods),
+        remote_nodes: nets(remote_nodes),
+        ..Guard::default()
     }
 }
 
 #[test]
-fn a_node_that_stands_twice_is_believed_neither_time() {
+fn pods_networks_stay_blocked_when_their_node_vanishes() {
+    let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
+    let standing = standing(&["10.244.7.0/24", "10.244.1.0/25", "10.9.0.0/24"], &["10.244.1.0/24"], &[]);
+    let gone = plan(&snapshot, &standing);
+    assert!(blocks(&gone, "10.244.7.0/24"), "node 7 may still run");
+    assert!(!blocks(&gone, "10.244.1.0/25"), "what is this node's now is not blocked");
+    assert_eq!(peers(&gone), ["node-2"]);
+    snapshot.settings.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    let told = plan(&snapshot, &standing);
+    assert!(blocks(&told, "10.244.7.0/24") && !blocks(&told, "10.9.0.0/24"), "the operator knows better");
+}
+
+#[test]
+fn while_a_node_is_in_doubt_the_addresses_of_nodes_are_kept() {
+    let standing = standing(&[], &["10.244.1.0/24"], &["192.0.2.7/32", "192.0.2.1/32"]);
+    let kept = |snapshot: &Snapshot| {
+        let guard = plan(snapshot, &standing).desired.guard.unwrap();
+        assert!(
+            !guard.remote_nodes.contains(&"192.0.2.1/32".parse().unwrap()),
+            "the own address is no other's"
+        );
+        guard.remote_nodes.contains(&"192.0.2.7/32".parse().unwrap())
+    };
+    let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
+    assert!(!kept(&snapshot), "nothing is in doubt");
+    snapshot.records.push(Record::Unreadable { name: "node-7".into(), reason: "garbled".into() });
+    assert!(kept(&snapshot));
+    for cidrs in [vec![], vec!["10.244.7.0/240".to_owned()], vec!["0.0.0.0/0".to_owned()]] {
+        let mut node = mk_node(7);
+        node.spec.pod_cidrs = cidrs.clone();
+        node.status.addresses.clear();
+        assert!(kept(&mk_snapshot(&[node])), "{cidrs:?}");
+    }
+}
+
+/// What one node says of itself must not take others down, as long as it can be refuted without asking them.
+#[test]
+fn a_refuted_claim_condemns_nobody_else() {
+    let honest = [2, 3].map(|n| announced(mk_node(n), &mk_announcement(n)));
+    let mut foreign_endpoints = mk_announcement(9);
+    foreign_endpoints.endpoints.extend([2, 3].map(|n| IpAddr::from([192, 0, 2, n])));
+    let mut posing = mk_announcement(2);
+    posing.epochs = [2, 3].map(|n| mk_announcement(n).epochs.remove(0)).to_vec();
+    for lie in [foreign_endpoints, posing] {
+        let [two, three] = honest.clone();
+        let plan = planned(&mk_snapshot(&[two, three, announced(mk_node(9), &lie)]));
+        assert_eq!(peers(&plan), ["node-2", "node-3"], "{:?}", plan.quarantined);
+        assert_eq!(plan.quarantined.len(), 1);
+    }
+}
+
+/// The kubelet writes a Node's addresses, so they are a claim like any other.
+#[test]
+fn an_address_that_is_no_nodes_is_not_believed() {
+    let try_address = |address: &str, settings: Settings, retained: &[&str]| {
+        let mut node = mk_node(2);
+        node.status.addresses[0].address = address.into();
+        let announcement = Announcement { endpoints: vec![address.parse().unwrap()], ..mk_announcement(2) };
+        let mut snapshot = mk_snapshot(&[announced(node, &announcement), mk_node(3)]);
+        snapshot.settings = settings;
+        plan(&snapshot, &standing(retained, &[], &[]))
+    };
+    let ranges = |cluster: &[&str], nodes: &[&str]| {
+        let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
+        Settings { cluster_cidrs: nets(cluster), node_cidrs: nets(nodes), ..Settings::default() }
+    };
+    for (address, settings, retained) in [
+        ("8.8.8.8", Settings::default(), &[][..]),
+        ("8.8.8.8", ranges(&[], &["192.0.2.0/24"]), &[]),
+        ("10.244.77.5", ranges(&["10.244.0.0/16"], &[]), &[]),
+        ("10.244.77.5", Settings::default(), &["10.244.77.0/24"]),
+        ("192.0.2.200", Settings::default(), &["192.0.2.128/25"]),
+        ("10.244.3.5", Settings::default(), &[]),
+    ] {
+        let plan = try_address(address, settings, retained);
+        assert_eq!(peers(&plan), Vec::<&str>::new(), "{address}");
+        assert!(
+            !plan.desired.routes.iter().any(|r| r.destination.contains(&address.parse::<IpAddr>().unwrap())
+                && r.table == warren_api::names::NODES_TABLE),
+            "{address} is routed"
+        );
+        assert_eq!(
+            blocks(&plan, &format!("{address}/32")),
+            address.starts_with("10.") || !retained.is_empty()
+        );
+    }
+    let other_rack = try_address("198.51.100.2", ranges(&[], &["192.0.2.0/24", "198.51.100.0/24"]), &[]);
+    assert_eq!(peers(&other_rack), ["node-2"]);
+}
+
+#[test]
+fn an_address_this_node_cannot_judge_is_no_reason_against_its_node() {
+    let mut node = mk_node(2);
+    for more in ["fd77::2", "203.0.113.2"] {
+        node.status.addresses.push(Address { kind: "InternalIP".into(), address: more.into() });
+    }
+    let endpoints = ["203.0.113.2", "fd77::2", "192.0.2.2"].map(|a| a.parse().unwrap()).to_vec();
+    let plan = planned(&mk_snapshot(&[announced(node, &Announcement { endpoints, ..mk_announcement(2) })]));
+    let tunnel = plan.desired.tunnel.as_ref().unwrap();
+    let peer = &tunnel.peers[&key(2)];
+    assert_eq!(peer.endpoint.to_string(), "192.0.2.2:51820");
+    let allowed: Vec<String> = peer.allowed_ips.iter().map(IpNet::to_string).collect();
+    assert_eq!(allowed, ["10.244.2.0/24", "192.0.2.2/32", "fd00:2::/64"]);
+}
+
+#[test]
+fn a_pod_cidr_over_the_address_of_a_node_makes_nobody_a_peer_of_either() {
+    for (cidr, node_cidrs, believed) in [
+        ("192.0.2.128/25", vec![], vec![]),
+        // Where the operator says what is the underlay's, it is clear who is wrong.
+        ("198.51.100.0/24", vec!["192.0.2.0/24", "198.51.100.0/24"], vec!["node-100"]),
+        ("192.0.2.128/25", vec!["192.0.2.0/24", "198.51.100.0/24"], vec!["node-100"]),
+    ] {
+        let mut wrong = mk_node(2);
+        wrong.spec.pod_cidrs = vec![cidr.into()];
+        let claim = Announcement { pod_cidrs: vec![cidr.parse().unwrap()], ..mk_announcement(2) };
+        let address = if cidr.starts_with("198") { "198.51.100.200" } else { "192.0.2.200" };
+        let mut right = mk_node(100);
+        right.status.addresses[0].address = address.into();
+        let truth = Announcement { endpoints: vec![address.parse().unwrap()], ..mk_announcement(100) };
+        let mut snapshot = mk_snapshot(&[announced(wrong, &claim), announced(right, &truth)]);
+        snapshot.settings.node_cidrs = node_cidrs.iter().map(|net| net.parse().unwrap()).collect();
+        let plan = planned(&snapshot);
+        assert_eq!(peers(&plan), believed, "{cidr}: {:?}", plan.quarantined);
+        if !believed.is_empty() {
+            assert!(!blocks(&plan, &format!("{address}/32")), "the peer's outer packets are blocked");
+        }
+    }
+}
+
+#[test]
+fn a_cluster_cidr_of_one_family_says_nothing_of_the_other() {
+    let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
+    snapshot.settings.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    let plan = planned(&snapshot);
+    assert_eq!(peers(&plan), ["node-2"], "{:?}", plan.quarantined);
+    assert!(blocks(&plan, "fd00:2::/64"));
+}
+
+#[test]
+fn a_node_that_stands_twice_is_believed_neither_time_and_blocked_both_times() {
     let twice = [mk_node(2), mk_node(2)].map(|node| announced(node, &mk_announcement(2)));
     let plan = planned(&mk_snapshot(&twice));
+    assert!(blocks(&plan, "10.244.2.0/24"));
+    assert!(plan.desired.guard.as_ref().unwrap().remote_nodes.contains(&"192.0.2.2/32".parse().unwrap()));
     assert_eq!(peers(&plan), Vec::<&str>::new());
     assert!(plan.quarantined[0].reason.contains("2 times"), "{:?}", plan.quarantined);
 }
@@ -276,8 +408,12 @@ fn a_node_that_stands_twice_is_believed_neither_time() {
 fn without_its_own_node_nothing_is_removed() {
     let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
     snapshot.records.retain(|record| !matches!(record, Record::Node(node) if node.name == "node-1"));
-    let plan = planned(&snapshot);
+    let plan = plan(&snapshot, &standing(&["10.244.9.0/24"], &["10.244.1.0/24"], &["192.0.2.9/32"]));
     assert!(plan.hold && plan.desired.tunnel.is_none() && plan.announcement.is_none());
+    let guard = plan.desired.guard.as_ref().unwrap();
+    assert_eq!(guard.local_pods, ["10.244.1.0/24".parse().unwrap()].into());
+    assert!(guard.remote_nodes.contains(&"192.0.2.9/32".parse().unwrap()) && blocks(&plan, "10.244.9.0/24"));
+    assert!(!blocks(&plan, "10.244.1.0/24"));
     assert!(plan.problems[0].contains("no readable Node \"node-1\""), "{:?}", plan.problems);
     assert!(blocks(&plan, "10.244.2.0/24"));
 }
