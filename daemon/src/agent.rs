@@ -9,13 +9,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use warren_api::{Backend, annotations, names};
-use warren_core::{Action, Desired, Observed, ObservedDevice, Own, Plan, Settings, Snapshot, diff, plan};
+use warren_core::{Action, Desired, Own, Plan, Settings, Snapshot, diff, plan};
 
 use crate::args::{self, BackendChoice};
-use crate::guard::{self, Found};
+use crate::hands::{Hands, Seen};
 use crate::http::{self, Board};
+use crate::kernel::View;
 use crate::kernel::watch::Watch;
-use crate::kernel::{Kernel, View};
 use crate::keystore::{self, Identity};
 use crate::registry::{DirRegistry, dir};
 use crate::report::{Report, Voice};
@@ -32,6 +32,9 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// How long to wait before trying again what failed: first, and at most. Events do not shorten it, or a
 /// failing action that itself causes events would spin.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// After so many looks without an answer, 10 to 20 s, a tunnel is taken for dead.
+const SILENT_LOOKS: u32 = 10;
 
 /// Runs the daemon of one node until SIGTERM or SIGINT.
 pub async fn run(args: args::Run) -> anyhow::Result<()> {
@@ -56,9 +59,10 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         identity,
         listen_port,
         settings: Settings { enforcement, cluster_cidrs, node_cidrs },
-        hands: Hands::new(program)?,
+        hands: Hands::new(program, names::interface(EPOCH, 0))?,
         voice: Voice::default(),
         failed: Vec::new(),
+        silent_looks: 0,
     };
     tracing::info!(node = agent.node, public_key = %agent.identity.public(), "warrend starts");
 
@@ -119,12 +123,13 @@ fn watch(directory: PathBuf, changed: &Arc<Notify>) -> anyhow::Result<()> {
 
 /// Takes everything of Warren's off this node, in the order that keeps traffic safe to the end.
 pub async fn teardown() -> anyhow::Result<()> {
-    let hands = Hands::new(Userspace::default_program())?;
+    let hands = Hands::new(Userspace::default_program(), names::interface(EPOCH, 0))?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let seen = hands.look().await?;
-        let device = seen.device.as_ref().ok().cloned().flatten();
-        let actions = diff(&Desired::default(), &seen.observed(device));
+        let mut failures = Vec::new();
+        let actions = diff(&Desired::default(), &seen.observed(&Desired::default(), &mut failures));
+        anyhow::ensure!(failures.is_empty(), failures.join("; "));
         if actions.is_empty() {
             tracing::info!("nothing of Warren's is left on this node; its keys are");
             return Ok(());
@@ -132,7 +137,7 @@ pub async fn teardown() -> anyhow::Result<()> {
         anyhow::ensure!(Instant::now() < deadline, "still there after 10 s: {}", list(&actions));
         for action in &actions {
             tracing::info!("{action}");
-            hands.apply(action, None, &seen.found).await?;
+            hands.apply(action, None, seen.counters()).await?;
         }
         // The tunnel's process needs a moment to take its interface away.
         sleep(Duration::from_millis(50)).await;
@@ -149,6 +154,8 @@ struct Agent {
     voice: Voice,
     /// The actions of the last look, if some of them failed: trying them again is no news.
     failed: Vec<Action>,
+    /// For how many looks in a row the tunnel has not answered.
+    silent_looks: u32,
 }
 
 impl Agent {
@@ -166,8 +173,9 @@ impl Agent {
                 return self.voice.report_blind(failures);
             }
         };
+        self.end_silence(&seen).await;
         let plan = self.plan(records, &seen);
-        let actions = self.pending(&plan, &seen, &mut failures);
+        let actions = pending(&plan, &seen, &mut failures);
         let acted = !actions.is_empty();
         if acted {
             self.apply(&actions, &seen, &mut failures).await;
@@ -175,7 +183,7 @@ impl Agent {
                 Ok(after) => seen = after,
                 Err(error) => failures.push(format!("{error:#}")),
             }
-            let rest = self.pending(&plan, &seen, &mut failures);
+            let rest = pending(&plan, &seen, &mut failures);
             if failures.is_empty() && !rest.is_empty() {
                 failures.push(format!("had no effect: {}", list(&rest)));
             }
@@ -192,6 +200,19 @@ impl Agent {
         Report { acted, ..report }
     }
 
+    /// Kills a tunnel that has not answered for many looks in a row: it is stopped or stuck, and the peers'
+    /// packets end there. A new one is started as after any other death.
+    async fn end_silence(&mut self, seen: &Seen) {
+        self.silent_looks = if seen.device.is_err() { self.silent_looks + 1 } else { 0 };
+        if self.silent_looks == SILENT_LOOKS {
+            match self.hands.kill_tunnel() {
+                Ok(pid) => tracing::error!(pid, "the tunnel did not answer any more and was killed"),
+                Err(error) => tracing::error!("the silent tunnel cannot be killed: {error:#}"),
+            }
+            self.silent_looks = 0;
+        }
+    }
+
     fn own(&self, view: &View) -> Own {
         Own {
             name: self.node.clone(),
@@ -205,38 +226,24 @@ impl Agent {
 
     fn plan(&self, records: Vec<warren_core::Record>, seen: &Seen) -> Plan {
         let snapshot = Snapshot { own: self.own(&seen.view), records, settings: self.settings.clone() };
-        let guarded = seen.found.guard.as_ref().map(|guard| guard.remote_pods.clone());
-        plan(&snapshot, &guarded.unwrap_or_default())
+        plan(&snapshot, &seen.standing())
     }
 
-    /// What is still to do.
-    fn pending(&self, plan: &Plan, seen: &Seen, failures: &mut Vec<String>) -> Vec<Action> {
-        let device = match (&seen.device, &plan.desired.tunnel) {
-            (Ok(device), _) => device.clone(),
-            (Err(error), tunnel) => {
-                let error = format!("{error:#}");
-                if !failures.contains(&error) {
-                    failures.push(error);
-                }
-                tunnel.as_ref().map(ObservedDevice::from)
-            }
-        };
-        let mut actions = diff(&plan.desired, &seen.observed(device));
-        actions.retain(|action| !(plan.hold && action.removes()));
-        actions
-    }
-
-    /// Does all of it, also after a failure: whatever stands is better than what does not.
+    /// Does all of it, also after a failure: whatever stands is better than what does not. Only what would be
+    /// taken away stays until everything that is to take its place stands.
     async fn apply(&mut self, actions: &[Action], seen: &Seen, failures: &mut Vec<String>) {
         const EACH: usize = 12;
         let again = self.failed == actions;
         for action in actions {
+            if action.removes() && !failures.is_empty() {
+                continue;
+            }
             if actions.len() <= EACH && !again {
                 tracing::info!("{action}");
             } else {
                 tracing::debug!("{action}");
             }
-            if let Err(error) = self.hands.apply(action, Some(&self.identity), &seen.found).await {
+            if let Err(error) = self.hands.apply(action, Some(&self.identity), seen.counters()).await {
                 failures.push(format!("{error:#}"));
             }
         }
@@ -262,75 +269,17 @@ impl Agent {
     }
 }
 
+/// What is still to do.
+fn pending(plan: &Plan, seen: &Seen, failures: &mut Vec<String>) -> Vec<Action> {
+    let mut actions = diff(&plan.desired, &seen.observed(&plan.desired, failures));
+    actions.retain(|action| !(plan.hold && action.removes()));
+    actions
+}
+
 /// The first few of many actions, for one line.
 fn list(actions: &[Action]) -> String {
     const FEW: usize = 3;
     let few: Vec<String> = actions.iter().take(FEW).map(Action::to_string).collect();
     let more = actions.len().saturating_sub(FEW);
     if more > 0 { format!("{}; and {more} more", few.join("; ")) } else { few.join("; ") }
-}
-
-/// All adapters that read and change this node.
-pub struct Hands {
-    kernel: Kernel,
-    tunnel: Userspace,
-}
-
-/// All that was read back at one moment.
-#[derive(Debug)]
-pub struct Seen {
-    /// From the kernel's routing.
-    pub view: View,
-    /// From nftables.
-    pub found: Found,
-    /// From the tunnel, which may not answer.
-    pub device: anyhow::Result<Option<ObservedDevice>>,
-}
-
-impl Seen {
-    /// What `warren-core` compares with; `device` in place of what the tunnel said.
-    fn observed(&self, device: Option<ObservedDevice>) -> Observed {
-        Observed {
-            guard: self.found.guard.clone(),
-            guard_table: self.found.table,
-            link: self.view.link.clone(),
-            device,
-            routes: self.view.routes.clone(),
-            rules: self.view.rules.clone(),
-        }
-    }
-}
-
-impl Hands {
-    fn new(program: PathBuf) -> anyhow::Result<Self> {
-        let tunnel = Userspace::new(program, names::interface(EPOCH, 0));
-        Ok(Self { kernel: Kernel::open()?, tunnel })
-    }
-
-    async fn look(&self) -> anyhow::Result<Seen> {
-        let (view, found, device) =
-            tokio::join!(self.kernel.view(self.tunnel.interface()), guard::find(), self.tunnel.observe());
-        Ok(Seen { view: view?, found: found?, device: device.map_err(anyhow::Error::from) })
-    }
-
-    async fn apply(&self, action: &Action, identity: Option<&Identity>, found: &Found) -> anyhow::Result<()> {
-        match action {
-            Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => {
-                guard::apply(action, found.counters).await?;
-            }
-            Action::StartTunnel { .. } => self.tunnel.start().await?,
-            Action::ConfigureDevice(change) => {
-                let identity = identity.context("a device is configured only by the daemon")?;
-                self.tunnel.configure(change, identity).await?;
-            }
-            Action::StopTunnel => self.tunnel.stop().context("the tunnel's socket cannot be removed")?,
-            Action::SetLink { .. } | Action::AddAddress(_) | Action::RemoveAddress(_) => {
-                self.kernel.apply(self.tunnel.interface(), action).await?;
-            }
-            Action::AddRoute(_) | Action::RemoveRoute(_) | Action::AddRule(_) | Action::RemoveRule(_) => {
-                self.kernel.apply(self.tunnel.interface(), action).await?;
-            }
-        }
-        Ok(())
-    }
 }

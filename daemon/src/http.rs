@@ -16,10 +16,13 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::agent::Seen;
+use crate::hands::Seen;
 use crate::metrics;
 use crate::report::{self, Report};
 
@@ -29,6 +32,12 @@ const STUCK: Duration = Duration::from_secs(60);
 
 /// How long a visitor waits for a fresh look before getting the last one.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a visitor may take to say what it wants.
+const REQUEST: Duration = Duration::from_secs(1);
+
+/// How many visitors are served at once.
+const CONNECTIONS: usize = 64;
 
 /// Somebody who waits for a fresh look.
 pub type Visitor = oneshot::Sender<()>;
@@ -106,12 +115,31 @@ pub async fn serve(address: SocketAddr, board: Board) -> anyhow::Result<()> {
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .with_state(board);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the HTTP server ended");
-        }
-    });
+    tokio::spawn(accept(listener, router));
     Ok(())
+}
+
+/// Serves at most so many connections, each for a short time: any process of this node can connect, and must
+/// not use up the daemon's file descriptors.
+async fn accept(listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(REQUEST)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whatever ends it, the visitor knows.
+            let _ = tokio::time::timeout(REQUEST + PATIENCE, connection).await;
+            drop(place);
+        });
+    }
 }
 
 async fn livez(State(board): State<Board>) -> Response {

@@ -17,6 +17,7 @@
 pub mod agent;
 pub mod args;
 pub mod guard;
+pub mod hands;
 pub mod hardening;
 pub mod http;
 pub mod kernel;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use warren_api::status::{PeerStatus, Quarantined, Status};
 use warren_core::{ObservedDevice, Own, Plan, Settings};
 
-use crate::agent::Seen;
+use crate::hands::Seen;
 
 /// What came of one look.
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ impl Voice {
             peers: peers(plan),
             quarantined: plan.quarantined.clone(),
             waiting: plan.waiting.clone(),
-            guard: seen.found.counters,
+            guard: seen.counters(),
         };
         refresh(&mut status, seen);
         Report { status: Some(status), failed: !failures.is_empty(), failures, acted: false }
@@ -139,7 +139,7 @@ fn peers(plan: &Plan) -> Vec<PeerStatus> {
 
 /// Brings a status up to date with what was seen since.
 pub fn refresh(status: &mut Status, seen: &Seen) {
-    status.guard = seen.found.counters;
+    status.guard = seen.counters();
     let none = ObservedDevice::default();
     let device = seen.device.as_ref().ok().and_then(Option::as_ref).unwrap_or(&none);
     for peer in &mut status.peers {

@@ -4,10 +4,14 @@
 //! standard cross-platform protocol (<https://www.wireguard.com/xplatform/>).
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
+use nix::unistd::Pid;
 use tokio::process::Command;
 use warren_api::PublicKey;
 use warren_core::{DeviceChange, ObservedDevice, ObservedPeer, PeerChange};
@@ -15,9 +19,12 @@ use warren_tunnel::uapi::{self, AllowedIpChange, DeviceState, DeviceUpdate, Peer
 
 use crate::keystore::Identity;
 
-/// How long the tunnel may take to answer. It answers in milliseconds; a process that is stopped or starved
-/// must not stop this daemon.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long the tunnel may take to tell its state. It takes milliseconds; a process that is stopped or starved
+/// must not keep this daemon from repairing the guard and the routes within 2 s.
+const ANSWER: Duration = Duration::from_millis(750);
+
+/// How long it may take to change: as long, and once for each peer whose session it sets up anew.
+const CHANGE: Duration = Duration::from_secs(5);
 
 /// How long it may take to create its interface.
 const START: Duration = Duration::from_secs(10);
@@ -118,6 +125,18 @@ impl Userspace {
         }
     }
 
+    /// Kills the process that made the socket, as the kernel knows it (SO_PEERCRED, unix(7)); returns its pid.
+    pub fn kill(&self) -> io::Result<i32> {
+        let address = UnixAddr::new(&uapi::socket_path(&self.interface))?;
+        // Without blocking: a stopped process accepts nobody.
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        socket::connect(socket.as_raw_fd(), &address)?;
+        let pid = socket::getsockopt(&socket, sockopt::PeerCredentials)?.pid();
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+        Ok(pid)
+    }
+
     /// Reads the device back; `None` if nobody serves it.
     pub async fn observe(&self) -> Result<Option<ObservedDevice>, TunnelError> {
         let socket = uapi::socket_path(&self.interface);
@@ -134,7 +153,7 @@ impl Userspace {
     pub async fn configure(&self, change: &DeviceChange, identity: &Identity) -> Result<(), TunnelError> {
         let socket = uapi::socket_path(&self.interface);
         let (path, update) = (socket.clone(), update(change, identity));
-        let result = blocking(move || client::set(&path, &update, ANSWER)).await;
+        let result = blocking(move || client::set(&path, &update, CHANGE)).await;
         result.map_err(|source| match change.listen_port {
             Some(port) if is_refused_with(&source, nix::libc::EADDRINUSE) => TunnelError::PortTaken { port },
             _ => TunnelError::Socket { socket, source },

@@ -126,6 +126,10 @@ fn guard_damage() -> Result<()> {
             ("add chain inet warren extra", true),
             ("flush chain inet warren in; add rule inet warren in iifname \"warren-*\" accept", true),
             ("delete chain inet warren mss", true),
+            ("add table inet warren { flags dormant; }", true),
+            ("delete chain inet warren mss; add chain inet warren mss", true),
+            ("add set inet warren more { type ipv4_addr; }", true),
+            ("add element inet warren local_pods4 { 10.244.9.0/24 }", true),
             ("delete table inet warren; add table inet warren", true),
             ("flush table inet warren; delete set inet warren remote_pods6", true),
         ] {
@@ -135,6 +139,16 @@ fn guard_damage() -> Result<()> {
             ensure!(found.guard.is_none(), "after {damage:?} the guard is taken for whole");
             ensure!(found.table == table, "after {damage:?}: {found:?}");
         }
+        replace(&mk_guard()).await?;
+        let listing = netns.sh("nft -a list chain inet warren in")?;
+        let handle = listing.lines().find(|line| line.contains("ip saddr @remote_pods4"));
+        let handle = handle.and_then(|line| line.rsplit(' ').next()).context("no handle of the rule")?;
+        netns.nft(&format!(
+            "replace rule inet warren in handle {handle} ip saddr @remote_pods4 counter accept"
+        ))?;
+        let found = guard::find().await?;
+        ensure!(found.guard.is_none(), "a replaced rule is taken for the guard's");
+        ensure!(found.sets.remote_pods == mk_guard().remote_pods, "what is guarded is forgotten: {found:?}");
         replace(&mk_guard()).await?;
         netns.nft("delete element inet warren remote_pods4 { 10.244.2.0/24 }")?;
         let found = guard::find().await?.guard.context("a missing element is no broken guard")?;

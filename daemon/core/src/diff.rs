@@ -159,11 +159,16 @@ fn guard(desired: Option<&Guard>, observed: &Observed) -> Option<Action> {
     let desired = desired?;
     match &observed.guard {
         Some(found) if found == desired => None,
-        Some(found) if found.enforcement == desired.enforcement => {
+        Some(found) if same_rules(found, desired) => {
             Some(Action::UpdateGuard { add: minus(desired, found), remove: minus(found, desired) })
         }
         _ => Some(Action::ReplaceGuard(desired.clone())),
     }
+}
+
+/// Whether two guards differ in their sets alone: the local pods stand in rules, too.
+fn same_rules(a: &Guard, b: &Guard) -> bool {
+    a.enforcement == b.enforcement && a.local_pods == b.local_pods
 }
 
 /// What is in the sets of `a` and not in those of `b`.

@@ -15,6 +15,8 @@ use warren_api::names::GUARD_TABLE;
 use warren_api::status::GuardCounters;
 use warren_core::{Action, Guard};
 
+use readback::Listing;
+
 /// What stands in the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
@@ -22,6 +24,8 @@ pub struct Found {
     pub table: bool,
     /// The guard, if the table is as Warren writes it.
     pub guard: Option<Guard>,
+    /// What its sets hold, whatever became of its rules.
+    pub sets: Guard,
     /// Its counters.
     pub counters: GuardCounters,
 }
@@ -47,6 +51,11 @@ pub enum GuardError {
 
 /// Reads back what stands in the kernel.
 pub async fn find() -> Result<Found, GuardError> {
+    Ok(list().await?.as_ref().map(readback::found).unwrap_or_default())
+}
+
+/// The listing of the guard's table, if there is one.
+async fn list() -> Result<Option<Listing>, GuardError> {
     let output = Command::new("nft")
         .args(["-j", "list", "table", "inet", GUARD_TABLE])
         .stdin(Stdio::null())
@@ -55,11 +64,11 @@ pub async fn find() -> Result<Found, GuardError> {
         .await
         .map_err(GuardError::Run)?;
     if output.status.success() {
-        return readback::parse(&output.stdout).map_err(GuardError::Answer);
+        return readback::listing(&output.stdout).map(Some).map_err(GuardError::Answer);
     }
     let message = String::from_utf8_lossy(&output.stderr);
     if message.contains("No such file or directory") {
-        return Ok(Found::default());
+        return Ok(None);
     }
     Err(GuardError::Refused { action: "list the guard".to_owned(), message: message.trim().to_owned() })
 }
@@ -67,7 +76,11 @@ pub async fn find() -> Result<Found, GuardError> {
 /// Does one thing that concerns the guard. `counters` are carried over where the table is written anew.
 pub async fn apply(action: &Action, counters: GuardCounters) -> Result<(), GuardError> {
     match action {
-        Action::ReplaceGuard(guard) => run(action, &script::replace(guard, counters)).await,
+        Action::ReplaceGuard(guard) => {
+            run(action, &script::replace(guard, counters)).await?;
+            let readback = list().await?.map(|listing| listing.fingerprint).unwrap_or_default();
+            run(action, &script::put_seal(&script::seal(guard, readback))).await
+        }
         Action::UpdateGuard { add, remove } => run(action, &script::update(add, remove)).await,
         Action::RemoveGuard => run(action, &script::remove()).await,
         _ => Ok(()),

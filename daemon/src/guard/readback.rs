@@ -4,114 +4,95 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use warren_api::status::{Enforcement, GuardCounters};
 use warren_core::Guard;
 
 use super::Found;
-use super::script::{self, COUNTERS};
+use super::script::{self, COUNTERS, SEAL};
 
-#[derive(Deserialize)]
-struct Listing {
-    nftables: Vec<Object>,
+/// A listing of the guard's table, taken apart.
+pub struct Listing {
+    /// How chains, rules and sets read, without what changes while they stand: elements, counts, handles.
+    pub fingerprint: u64,
+    seals: Vec<String>,
+    sets: BTreeMap<String, BTreeSet<IpNet>>,
+    counters: BTreeMap<String, u64>,
 }
 
-/// One object of the listing; the kinds that do not matter here are all `Other`.
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Object {
-    Chain {
-        name: String,
-        hook: Option<String>,
-        prio: Option<i32>,
-        policy: Option<String>,
-    },
-    Rule {
-        chain: String,
-        comment: Option<String>,
-    },
-    Set {
-        name: String,
-        #[serde(default)]
-        elem: Vec<Value>,
-    },
-    Counter {
-        name: String,
-        packets: u64,
-    },
-    #[serde(untagged)]
-    Other(#[expect(dead_code, reason = "read, and passed over")] Value),
+/// Reads a listing.
+pub fn listing(json: &[u8]) -> Result<Listing, serde_json::Error> {
+    let mut document: Map<String, Value> = serde_json::from_slice(json)?;
+    let objects = document.remove("nftables");
+    let mut skeleton = String::new();
+    let mut listing =
+        Listing { fingerprint: 0, seals: Vec::new(), sets: BTreeMap::new(), counters: BTreeMap::new() };
+    for object in objects.as_ref().and_then(Value::as_array).into_iter().flatten() {
+        let Some((kind, body)) = object.as_object().and_then(|object| object.iter().next()) else { continue };
+        let name = body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        match kind.as_str() {
+            "metainfo" => continue,
+            "chain" if name.starts_with(SEAL) => {
+                listing.seals.push(name);
+                continue;
+            }
+            "set" => {
+                let elements = body.get("elem").and_then(Value::as_array);
+                let nets = elements.into_iter().flatten().filter_map(net).collect();
+                listing.sets.insert(name, nets);
+            }
+            "counter" => {
+                let packets = body.get("packets").and_then(Value::as_u64).unwrap_or_default();
+                listing.counters.insert(name, packets);
+            }
+            _ => {}
+        }
+        skeleton.push_str(&without_changing(object.clone()).to_string());
+    }
+    listing.fingerprint = script::fingerprint(skeleton.as_bytes());
+    Ok(listing)
 }
 
-/// Reads a listing of the guard's table.
-pub fn parse(json: &[u8]) -> Result<Found, serde_json::Error> {
-    let Listing { nftables } = serde_json::from_slice(json)?;
-    let mut chains = BTreeMap::new();
-    let mut rules = Vec::new();
-    let mut sets = BTreeMap::new();
-    let mut counters = BTreeMap::new();
-    for object in nftables {
-        match object {
-            Object::Chain { name, hook, prio, policy } => {
-                chains.insert(name, (hook, prio, policy));
+/// What stands in the kernel.
+pub fn found(listing: &Listing) -> Found {
+    let net = |name: &str| {
+        [4, 6].iter().filter_map(|n| listing.sets.get(&format!("{name}{n}"))).flatten().copied().collect()
+    };
+    let sets = Guard {
+        enforcement: Enforcement::default(),
+        remote_pods: net("remote_pods"),
+        local_pods: net("local_pods"),
+        remote_nodes: net("remote_nodes"),
+    };
+    let sealed = |enforcement: &Enforcement| {
+        let guard = Guard { enforcement: *enforcement, ..sets.clone() };
+        listing.seals == [script::seal(&guard, listing.fingerprint)]
+    };
+    let enforcement = [Enforcement::Strict, Enforcement::Permissive].into_iter().find(sealed);
+    let [out_pod, out_node, in_pod, in_node] =
+        COUNTERS.map(|name| listing.counters.get(name).copied().unwrap_or_default());
+    Found {
+        table: true,
+        guard: enforcement.map(|enforcement| Guard { enforcement, ..sets.clone() }),
+        sets,
+        counters: GuardCounters { out_pod, out_node, in_pod, in_node },
+    }
+}
+
+/// An object without what changes while it stands.
+fn without_changing(mut object: Value) -> Value {
+    for body in object.as_object_mut().into_iter().flat_map(Map::values_mut) {
+        if let Some(body) = body.as_object_mut() {
+            for changing in ["handle", "elem", "packets", "bytes"] {
+                body.remove(changing);
             }
-            Object::Rule { chain, comment } => rules.push((chain, comment)),
-            Object::Set { name, elem } => {
-                sets.insert(name, elem.iter().map(net).collect::<Option<BTreeSet<IpNet>>>());
-            }
-            Object::Counter { name, packets } => {
-                counters.insert(name, packets);
-            }
-            Object::Other(_) => {}
         }
     }
-    let [out_pod, out_node, in_pod, in_node] =
-        COUNTERS.map(|name| counters.get(name).copied().unwrap_or_default());
-    let enforcement = [Enforcement::Strict, Enforcement::Permissive]
-        .into_iter()
-        .find(|enforcement| has_rules(*enforcement, &chains, &rules));
-    let whole = enforcement.filter(|_| COUNTERS.iter().all(|name| counters.contains_key(*name)));
-    Ok(Found {
-        table: true,
-        guard: whole.and_then(|enforcement| guard(enforcement, &sets)),
-        counters: GuardCounters { out_pod, out_node, in_pod, in_node },
-    })
+    object
 }
 
-type Chains = BTreeMap<String, (Option<String>, Option<i32>, Option<String>)>;
-
-/// Whether chains and rules are exactly those of this enforcement.
-fn has_rules(enforcement: Enforcement, chains: &Chains, rules: &[(String, Option<String>)]) -> bool {
-    let wanted = script::chains(enforcement);
-    chains.len() == wanted.len()
-        && rules.len() == wanted.iter().map(|chain| chain.rules.len()).sum::<usize>()
-        && wanted.iter().all(|chain| {
-            let found = rules.iter().filter(|(name, _)| name == chain.name).map(|(_, comment)| comment);
-            let base = (Some(chain.hook.to_owned()), Some(chain.priority), Some("accept".to_owned()));
-            chains.get(chain.name) == Some(&base)
-                && found.clone().count() == chain.rules.len()
-                && found.enumerate().all(|(index, comment)| {
-                    comment.as_deref() == Some(script::comment(enforcement, chain.name, index).as_str())
-                })
-        })
-}
-
-fn guard(enforcement: Enforcement, sets: &BTreeMap<String, Option<BTreeSet<IpNet>>>) -> Option<Guard> {
-    let both = |name: &str| {
-        let v4 = sets.get(&format!("{name}4"))?.as_ref()?;
-        let v6 = sets.get(&format!("{name}6"))?.as_ref()?;
-        Some(v4 | v6)
-    };
-    Some(Guard {
-        enforcement,
-        remote_pods: both("remote_pods")?,
-        local_pods: both("local_pods")?,
-        remote_nodes: both("remote_nodes")?,
-    })
-}
-
-/// An element of an interval set: an address, or a prefix. Ranges are never written, so they are foreign.
+/// An element of an interval set: an address or a prefix. Ranges are never written; one that somebody else put
+/// there stays, and blocks at most too much.
 fn net(element: &Value) -> Option<IpNet> {
     if let Some(address) = element.as_str() {
         return address.parse::<IpAddr>().ok().map(IpNet::from);

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use ipnet::IpNet;
 use warren_api::names::{GUARD_TABLE, INTERFACE_PREFIX};
@@ -10,45 +9,78 @@ use warren_api::status::{Enforcement, GuardCounters};
 use warren_core::Guard;
 
 /// A base chain of the guard.
-pub struct Chain {
-    pub name: &'static str,
-    pub hook: &'static str,
-    pub priority: i32,
-    pub rules: Vec<String>,
+struct Chain {
+    name: &'static str,
+    hook: &'static str,
+    priority: i32,
+    rules: Vec<String>,
 }
 
 /// The named counters, in the order of [`counter_values`].
 pub const COUNTERS: [&str; 4] = ["out_pod", "out_node", "in_pod", "in_node"];
 
 /// The values of [`COUNTERS`].
-pub fn counter_values(counters: &GuardCounters) -> [u64; 4] {
+fn counter_values(counters: &GuardCounters) -> [u64; 4] {
     let GuardCounters { out_pod, out_node, in_pod, in_node } = *counters;
     [out_pod, out_node, in_pod, in_node]
 }
 
+/// The words of one address family.
+struct Words {
+    ip: &'static str,
+    n: u8,
+    /// The ICMP types that quote the packet they are about.
+    errors: &'static str,
+    /// Where the quoted destination begins, in bits from the ICMP header: 8 bytes of ICMP, then that of the
+    /// quoted IP header (RFC 792, RFC 4443 section 3).
+    quoted_destination: u16,
+}
+
+const FAMILIES: [Words; 2] = [
+    Words {
+        ip: "ip",
+        n: 4,
+        errors: "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+        quoted_destination: (8 + 16) * 8,
+    },
+    Words {
+        ip: "ip6",
+        n: 6,
+        errors: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+        quoted_destination: (8 + 24) * 8,
+    },
+];
+
 /// The chains and their rules.
 ///
 /// `in` stands at raw priority (-300), ahead of connection tracking and NAT: what did not come through a
-/// tunnel has the addresses it had on the wire. `out` stands behind source NAT (100): what a packet carries
-/// there is what would be on the wire. `mss` keeps TCP within the tunnel's MTU (RFC 4459, section 3.2).
+/// tunnel has the addresses it had on the wire. A local pod's address is taken from the interface only that
+/// leads to it. `out` stands behind source NAT (100): what a packet carries there is what would be on the
+/// wire, and in what an ICMP error quotes, too. `mss` keeps TCP within the tunnel's MTU (RFC 4459, 3.2).
 ///
 /// Interfaces are trusted by their prefix: only this node's root can make one of that name.
-pub fn chains(enforcement: Enforcement) -> [Chain; 3] {
-    let verdict = match enforcement {
+fn chains(guard: &Guard) -> [Chain; 3] {
+    let verdict = match guard.enforcement {
         Enforcement::Strict => " drop",
         Enforcement::Permissive => "",
     };
     let mut inbound = vec![format!("iifname \"{INTERFACE_PREFIX}*\" accept")];
     let mut outbound = vec![format!("oifname \"{INTERFACE_PREFIX}*\" accept")];
-    for (ip, n) in [("ip", 4), ("ip6", 6)] {
-        inbound.push(format!("{ip} saddr @remote_pods{n} counter name in_pod{verdict}"));
-        inbound.push(format!(
-            "{ip} saddr @remote_nodes{n} {ip} daddr @local_pods{n} counter name in_node{verdict}"
-        ));
-        outbound.push(format!("{ip} daddr @remote_pods{n} counter name out_pod{verdict}"));
-        outbound.push(format!(
-            "{ip} saddr @local_pods{n} {ip} daddr @remote_nodes{n} counter name out_node{verdict}"
-        ));
+    for Words { ip, n, errors, quoted_destination } in FAMILIES {
+        let mut rule_in = |rule: String| inbound.push(rule + verdict);
+        rule_in(format!("{ip} saddr @remote_pods{n} counter name in_pod"));
+        rule_in(format!("{ip} saddr @local_pods{n} fib saddr . iif oif missing counter name in_pod"));
+        rule_in(format!("{ip} saddr @remote_nodes{n} {ip} daddr @local_pods{n} counter name in_node"));
+        let mut rule_out = |rule: String| outbound.push(rule + verdict);
+        rule_out(format!("{ip} daddr @remote_pods{n} counter name out_pod"));
+        rule_out(format!("{ip} saddr @local_pods{n} {ip} daddr @remote_nodes{n} counter name out_node"));
+        for cidr in guard.local_pods.iter().filter(|cidr| is_of(cidr, n)) {
+            let (bits, prefix) = prefix(cidr);
+            rule_out(format!(
+                "{ip} daddr @remote_nodes{n} {errors} @th,{quoted_destination},{bits} {prefix} \
+                 counter name out_node"
+            ));
+        }
     }
     let mss = vec![format!(
         "oifname \"{INTERFACE_PREFIX}*\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -60,29 +92,53 @@ pub fn chains(enforcement: Enforcement) -> [Chain; 3] {
     ]
 }
 
-/// The comment of rule `index`: a fingerprint of all rules of that enforcement, so that a rule that is
-/// missing, foreign, moved or of another version is noticed when it is read back.
-pub fn comment(enforcement: Enforcement, chain: &str, index: usize) -> String {
-    let mut hasher = DefaultHasher::new();
-    for chain in chains(enforcement) {
-        (chain.name, chain.hook, chain.priority, chain.rules).hash(&mut hasher);
+fn is_of(net: &IpNet, n: u8) -> bool {
+    matches!(net, IpNet::V4(_)) == (n == 4)
+}
+
+/// The bits of a network's prefix, and their number, which is at least one: no pod CIDR is the whole world.
+fn prefix(net: &IpNet) -> (u8, String) {
+    let bits = net.prefix_len().max(1);
+    let value = match net.network() {
+        std::net::IpAddr::V4(address) => u128::from(u32::from(address) >> (32 - bits)),
+        std::net::IpAddr::V6(address) => u128::from(address) >> (128 - bits),
+    };
+    (bits, format!("{value:#x}"))
+}
+
+/// The name of the chain that seals a guard: it tells which rules were written, and how they read back right
+/// after (`readback`, a fingerprint). A rule that is missing, added, moved, replaced, or of another version
+/// of Warren or nft breaks the seal.
+pub fn seal(guard: &Guard, readback: u64) -> String {
+    let mut written = format!("{:?}", guard.enforcement);
+    for Chain { name, hook, priority, rules } in chains(guard) {
+        let _ = write!(written, "{name} {hook} {priority} {rules:?}");
     }
-    format!("warren {:016x} {chain} {index}", hasher.finish())
+    format!("seal_{:016x}_{readback:016x}", fingerprint(written.as_bytes()))
+}
+
+/// How a seal's name begins.
+pub const SEAL: &str = "seal_";
+
+/// FNV-1a, 64 bits: the same in every build, which the standard library's hashers do not promise. It finds
+/// accidents, and does not withstand root, who needs no collision.
+pub fn fingerprint(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// The sets and what is in them: networks of all three kinds, told apart by address family.
-pub fn sets(guard: &Guard) -> [(String, Vec<IpNet>); 6] {
-    let of = |nets: &BTreeSet<IpNet>, v4: bool| {
-        nets.iter().filter(|net| matches!(net, IpNet::V4(_)) == v4).copied().collect()
-    };
+fn sets(guard: &Guard) -> [(String, Vec<IpNet>); 6] {
+    let of = |nets: &BTreeSet<IpNet>, n: u8| nets.iter().filter(|net| is_of(net, n)).copied().collect();
     let Guard { enforcement: _, remote_pods, local_pods, remote_nodes } = guard;
     [
-        ("remote_pods4".into(), of(remote_pods, true)),
-        ("remote_pods6".into(), of(remote_pods, false)),
-        ("local_pods4".into(), of(local_pods, true)),
-        ("local_pods6".into(), of(local_pods, false)),
-        ("remote_nodes4".into(), of(remote_nodes, true)),
-        ("remote_nodes6".into(), of(remote_nodes, false)),
+        ("remote_pods4".into(), of(remote_pods, 4)),
+        ("remote_pods6".into(), of(remote_pods, 6)),
+        ("local_pods4".into(), of(local_pods, 4)),
+        ("local_pods6".into(), of(local_pods, 6)),
+        ("remote_nodes4".into(), of(remote_nodes, 4)),
+        ("remote_nodes6".into(), of(remote_nodes, 6)),
     ]
 }
 
@@ -97,16 +153,20 @@ pub fn replace(guard: &Guard, counters: GuardCounters) -> String {
         let elements = if nets.is_empty() { String::new() } else { format!("elements = {}; ", list(&nets)) };
         let _ = writeln!(script, "  set {name} {{ type {kind}; flags interval; {elements}}}");
     }
-    for chain in chains(guard.enforcement) {
-        let Chain { name, hook, priority, rules } = chain;
+    for Chain { name, hook, priority, rules } in chains(guard) {
         let _ = writeln!(script, "  chain {name} {{");
         let _ = writeln!(script, "    type filter hook {hook} priority {priority}; policy accept;");
-        for (index, rule) in rules.iter().enumerate() {
-            let _ = writeln!(script, "    {rule} comment \"{}\"", comment(guard.enforcement, name, index));
+        for rule in rules {
+            let _ = writeln!(script, "    {rule}");
         }
         let _ = writeln!(script, "  }}");
     }
     script + "}\n"
+}
+
+/// Seals a guard that was just put in place.
+pub fn put_seal(name: &str) -> String {
+    format!("add chain inet {GUARD_TABLE} {name}\n")
 }
 
 /// Changes the sets. Removals first: within a transaction nobody sees the state in between, and a network
@@ -129,4 +189,29 @@ pub fn remove() -> String {
 fn list(nets: &[IpNet]) -> String {
     let nets: Vec<String> = nets.iter().map(IpNet::to_string).collect();
     format!("{{ {} }}", nets.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_are_their_leading_bits() {
+        let prefix = |net: &str| prefix(&net.parse().unwrap());
+        assert_eq!(prefix("10.244.1.0/24"), (24, "0xaf401".into()));
+        assert_eq!(prefix("10.244.16.0/20"), (20, "0xaf41".into()));
+        assert_eq!(prefix("fd00:1::/64"), (64, "0xfd00000100000000".into()));
+    }
+
+    #[test]
+    fn the_seal_tells_guards_apart() {
+        let guard = Guard { local_pods: ["10.244.1.0/24".parse().unwrap()].into(), ..Guard::default() };
+        let permissive = Guard { enforcement: Enforcement::Permissive, ..guard.clone() };
+        let other = Guard { local_pods: ["10.244.2.0/24".parse().unwrap()].into(), ..guard.clone() };
+        let seals: BTreeSet<String> = [&guard, &permissive, &other].map(|guard| seal(guard, 7)).into();
+        assert_eq!(seals.len(), 3);
+        assert_ne!(seal(&guard, 7), seal(&guard, 8));
+        let more = Guard { remote_pods: ["10.244.3.0/24".parse().unwrap()].into(), ..guard.clone() };
+        assert_eq!(seal(&guard, 7), seal(&more, 7), "the sets change without breaking the seal");
+    }
 }

@@ -6,9 +6,9 @@
 //! replaced as a whole.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, DirEntry, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,8 +20,9 @@ use warren_core::{NodeRecord, Record};
 
 use super::manifest;
 
-/// The longest file that is read: a List of 5,000 Nodes with their statuses fits.
-const MAX_FILE: u64 = 256 << 20;
+/// The longest file that is read, in bytes. A Node with its status has 5 to 30 KiB; a List of a hundred fits.
+/// Reading it takes a quarter of a second, in which the probes wait.
+const MAX_FILE: u64 = 4 << 20;
 
 /// The directory, and what was read of it.
 pub struct DirRegistry {
@@ -33,13 +34,15 @@ pub struct DirRegistry {
 /// One file as it was last read.
 struct Entry {
     stamp: Stamp,
+    /// The own Node's annotations, if it is in this file.
+    annotations: Option<BTreeMap<String, String>>,
     records: Vec<Record>,
     /// The names of the Nodes that the file last held when it could be read.
     names: Vec<String>,
 }
 
 /// What changes when a file does.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp(u64, u64, i64, i64, u64);
 
 impl From<&Metadata> for Stamp {
@@ -59,13 +62,12 @@ impl DirRegistry {
     pub fn read(&mut self) -> anyhow::Result<Vec<Record>> {
         let directory = &self.directory;
         let failed = || format!("the registry directory {} cannot be read", directory.display());
+        let entries = fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let mut files = BTreeMap::new();
-        for entry in fs::read_dir(directory).with_context(failed)? {
-            let path = entry.with_context(failed)?.path();
-            if is_manifest(&path) {
-                let before = self.files.remove(&path);
-                files.insert(path.clone(), read_file(&path, before, &self.own));
-            }
+        for path in entries.with_context(failed)?.iter().map(DirEntry::path).filter(|path| is_manifest(path))
+        {
+            let before = self.files.remove(&path);
+            files.insert(path.clone(), read_file(&path, before, &self.own));
         }
         self.files = files;
         Ok(self.records())
@@ -79,9 +81,15 @@ impl DirRegistry {
     /// Writes annotations to the own Node, unless they stand there already; says whether it wrote.
     pub fn publish(&self, annotations: &[(&str, String)]) -> anyhow::Result<bool> {
         let mine = |entry: &Entry| entry.names.contains(&self.own);
-        let Some((path, _)) = self.files.iter().find(|(_, entry)| mine(entry)) else {
+        let Some((path, entry)) = self.files.iter().find(|(_, entry)| mine(entry)) else {
             bail!("no file in {} holds the Node {:?}", self.directory.display(), self.own);
         };
+        let stands = |(name, value): &(&str, String)| {
+            entry.annotations.as_ref().and_then(|present| present.get(*name)) == Some(value)
+        };
+        if annotations.iter().all(stands) {
+            return Ok(false);
+        }
         let name = path.display();
         let (text, stamp) = load(path).with_context(|| format!("{name} cannot be read"))?;
         let text = match manifest::annotate(&text, &self.own, annotations) {
@@ -114,7 +122,8 @@ fn is_manifest(path: &Path) -> bool {
 }
 
 fn load(path: &Path) -> io::Result<(String, Stamp)> {
-    let file = File::open(path)?;
+    // Without waiting for the other end, in case this is a pipe.
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MAX_FILE {
         return Err(io::Error::other(format!("is no file of at most {MAX_FILE} bytes")));
@@ -138,6 +147,10 @@ fn read_file(path: &Path, before: Option<Entry>, own: &str) -> Entry {
     match nodes {
         Ok(nodes) => Entry {
             stamp,
+            annotations: nodes
+                .iter()
+                .find(|node| node.metadata.name == own)
+                .map(|node| node.metadata.annotations.clone()),
             names: nodes.iter().map(|node| node.metadata.name.clone()).collect(),
             records: nodes.iter().map(|node| Record::Node(Box::new(NodeRecord::from(node)))).collect(),
         },
@@ -160,7 +173,7 @@ fn unreadable(path: &Path, stamp: Stamp, reason: &str, before: Option<Entry>, ow
         called.into_iter().map(|name| Record::Unreadable { name, reason: reason.clone() }).collect();
     records
         .extend(before.into_iter().filter(|record| matches!(record, Record::Node(node) if node.name == own)));
-    Entry { stamp, records, names }
+    Entry { stamp, annotations: None, records, names }
 }
 
 /// Tells `changed` of every change in the directory, for as long as the program runs. A directory that is
@@ -235,6 +248,16 @@ mod tests {
         fs::remove_file(home.path().join("b.yml")).unwrap();
         write("c.yaml", &manifest_of("c"));
         assert_eq!(names(&registry.read().unwrap()), ["!own", "own", "c"]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&home.path().join("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::create_dir(home.path().join("directory.yaml")).unwrap();
+        std::os::unix::fs::symlink("nowhere", home.path().join("link.yaml")).unwrap();
+        let mut registry = DirRegistry::new(home.path().into(), "own".into());
+        assert_eq!(names(&registry.read().unwrap()), ["!directory", "!link", "!pipe"]);
     }
 
     #[test]

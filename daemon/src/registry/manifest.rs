@@ -1,6 +1,7 @@
 //! Node manifests as text: YAML with one or several documents, each a Node or a List of Nodes, which is what
 //! `kubectl get node -o yaml` prints for one and for several.
 
+use saphyr_parser::{Event, Parser};
 use serde_norway::{Deserializer, Mapping, Value};
 use warren_api::Node;
 
@@ -45,7 +46,17 @@ pub fn annotate(text: &str, node: &str, annotations: &[(&str, String)]) -> Resul
     changed.then(|| serde_norway::to_string(document).map_err(|error| error.to_string())).transpose()
 }
 
+/// Aliases are refused: no Node has them, and a few bytes of them expand to gigabytes.
 fn documents(text: &str) -> Result<Vec<Value>, String> {
+    for event in Parser::new_from_str(text) {
+        match event {
+            Ok((Event::Alias(_), span)) => {
+                return Err(format!("has a YAML alias in line {}, which no Node needs", span.start.line()));
+            }
+            Ok(_) => {}
+            Err(error) => return Err(format!("is no YAML: {error}")),
+        }
+    }
     let documents = Deserializer::from_str(text)
         .map(Value::deserialize)
         .collect::<Result<Vec<_>, _>>()
@@ -112,6 +123,7 @@ status:
             ("kind: Node\n", "metadata"),
             ("kind: Node\nmetadata: {name: ''}\n", "without a name"),
             ("kind: Node\nmetadata: [\n", "no YAML"),
+            ("kind: Node\nmetadata: {name: &a b, uid: *a}\n", "alias in line 2"),
             ("kind: Node\nmetadata: {name: a}\nspec: {podCIDRs: 7}\n", "no Node"),
         ] {
             let error = nodes(text).unwrap_err();

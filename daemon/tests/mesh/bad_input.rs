@@ -28,7 +28,7 @@ pub fn without_cluster_cidrs() -> Result<()> {
 fn go_through(tell_cidrs: bool) -> Result<()> {
     in_lab(Plan { nodes: 4, ..Plan::default() }, |mesh| {
         let options =
-            WarrendOptions { resync: Some("200ms".into()), tell_cidrs, ..WarrendOptions::default() };
+            WarrendOptions { resync: Some("100ms".into()), tell_cidrs, ..WarrendOptions::default() };
         mesh.lab.start_all(&options)?;
         mesh.await_up()?;
         // Its own warrend would put its announcement right. Its tunnel, routes and guard stay.

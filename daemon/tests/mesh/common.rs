@@ -12,6 +12,10 @@ use warren_testkit::wait;
 /// Whatever somebody breaks by hand is to be whole again after this time (issue 2).
 pub const REPAIR: Duration = Duration::from_secs(2);
 
+/// Whatever changes without telling anybody, such as a tunnel's peers, is found and put right at the next
+/// resync, every 5 s unless told otherwise.
+pub const RESYNC: Duration = Duration::from_secs(6);
+
 /// The time between two pings of [`Traffic`].
 const BEAT: Duration = Duration::from_millis(4);
 
@@ -194,10 +198,10 @@ impl Damage {
     }
 }
 
-/// All that Warren keeps in a node's kernel, as text: rules, routes, guard, interface. What differs without
+/// All that Warren keeps on a node, as text: rules, routes, guard, interface, tunnel. What differs without
 /// being different is left out: counters, the interface's number, and the link-local address that the kernel
 /// draws for it.
-pub fn kernel_state(node: &Node) -> Result<String> {
+pub fn node_state(node: &Node) -> Result<String> {
     let mut state = String::new();
     for command in [
         "ip -4 rule show",
@@ -209,6 +213,9 @@ pub fn kernel_state(node: &Node) -> Result<String> {
         "ip -oneline link show dev warren-a0",
         "ip -oneline address show dev warren-a0",
         "nft --stateless list ruleset",
+        "wg show warren-a0 listen-port",
+        "wg show warren-a0 allowed-ips",
+        "wg show warren-a0 persistent-keepalive",
     ] {
         // Of what is gone altogether, the commands say so and fail.
         let text = node.netns.sh(command).unwrap_or_else(|_| "nothing".into());
@@ -223,11 +230,11 @@ pub fn kernel_state(node: &Node) -> Result<String> {
     Ok(state)
 }
 
-/// Waits until a node's kernel holds `wanted` again; returns how long it took.
+/// Waits until a node is as `wanted` again; returns how long it took.
 pub fn await_state(node: &Node, wanted: &str, limit: Duration) -> Result<Duration> {
     let start = Instant::now();
     wait::until(&format!("the repair of {}", node.name), limit, || {
-        let state = kernel_state(node)?;
+        let state = node_state(node)?;
         ensure!(state == wanted, "it differs:\n{}", difference(wanted, &state));
         Ok(start.elapsed())
     })
