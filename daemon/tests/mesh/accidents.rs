@@ -1,11 +1,18 @@
 //! What operators and other programs do to a node by hand. Whatever it is, nothing is in the clear, and it
 //! is repaired within [`REPAIR`].
+//!
+//! warrend is paused while it happens: so the damage is seen to be there, and traffic meets it for a while
+//! before anybody repairs it.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use warren_testkit::lab::WarrendOptions;
 
-use crate::common::{Mesh, REPAIR, RESYNC, await_state, in_mesh, node_state, two_nodes};
+use crate::common::{Mesh, REPAIR, await_state, in_lab, in_mesh, node_state, two_nodes};
+
+/// How long nobody repairs what has happened.
+const UNREPAIRED: Duration = Duration::from_millis(200);
 
 pub fn interface_deleted() -> Result<()> {
     in_mesh(two_nodes(), |mesh| accident(mesh, &["ip link delete warren-a0"]))
@@ -46,38 +53,41 @@ pub fn guard_deleted() -> Result<()> {
     })
 }
 
+/// Nothing tells warrend of a change of the tunnel: the next resync finds it.
 pub fn others() -> Result<()> {
-    in_mesh(two_nodes(), |mesh| {
+    in_lab(two_nodes(), |mesh| {
+        mesh.lab.start_all(&WarrendOptions { resync: Some("1s".into()), ..WarrendOptions::default() })?;
+        mesh.await_up()?;
         let peer = mesh.node(2).status()?.public_key;
         accident(mesh, &["ip link set warren-a0 down"])?;
         accident(mesh, &["ip address flush dev warren-a0"])?;
         accident(mesh, &["ip link set warren-a0 mtu 1280"])?;
         for change in ["remove", "allowed-ips 10.244.99.0/24", "persistent-keepalive 0"] {
-            within(RESYNC, mesh, &[&format!("wg set warren-a0 peer {peer} {change}")])?;
+            accident(mesh, &[&format!("wg set warren-a0 peer {peer} {change}")])?;
         }
-        within(RESYNC, mesh, &["wg set warren-a0 listen-port 40000"])?;
+        accident(mesh, &["wg set warren-a0 listen-port 40000"])?;
         accident(mesh, &["rm /run/wireguard/warren-a0.sock"])?;
         // A route that somebody adds beside the tunnel's, as a routing daemon might.
         accident(mesh, &["ip route add 10.244.2.0/24 via 192.0.2.2 dev eth0 table 5180 metric 1"])
     })
 }
 
-fn accident(mesh: &Mesh, commands: &[&str]) -> Result<()> {
-    within(REPAIR, mesh, commands)
-}
-
 /// Has it happen to node 1 in mid-traffic.
-fn within(limit: Duration, mesh: &Mesh, commands: &[&str]) -> Result<()> {
+fn accident(mesh: &Mesh, commands: &[&str]) -> Result<()> {
     let node = mesh.node(1);
     let before = node_state(node)?;
     let traffic = mesh.traffic()?;
+    let what = commands.join("; ");
+    node.pause_warrend()?;
     for command in commands {
         node.netns.sh(command)?;
     }
-    let what = commands.join("; ");
-    let repaired = await_state(node, &before, limit).with_context(|| format!("after `{what}`"))?;
+    ensure!(node_state(node)? != before, "`{what}` did nothing");
+    traffic.run_for(UNREPAIRED);
+    node.resume_warrend()?;
+    let repaired = await_state(node, &before, REPAIR).with_context(|| format!("after `{what}`"))?;
     let damage = traffic.stop().with_context(|| format!("after `{what}`"))?;
-    ensure!(damage.outage <= limit, "after `{what}` the outage lasted {:?}", damage.outage);
+    ensure!(damage.outage <= UNREPAIRED + REPAIR, "after `{what}` the outage lasted {:?}", damage.outage);
     let report = mesh.sealed().with_context(|| format!("after `{what}`"))?;
     println!(
         "`{what}`: repaired after {} ms, {} of {} pings dropped over {} ms, 0 of {} packets in the clear",

@@ -12,10 +12,6 @@ use warren_testkit::wait;
 /// Whatever somebody breaks by hand is to be whole again after this time (issue 2).
 pub const REPAIR: Duration = Duration::from_secs(2);
 
-/// Whatever changes without telling anybody, such as a tunnel's peers, is found and put right at the next
-/// resync, every 5 s unless told otherwise.
-pub const RESYNC: Duration = Duration::from_secs(6);
-
 /// The time between two pings of [`Traffic`].
 const BEAT: Duration = Duration::from_millis(4);
 
@@ -184,7 +180,7 @@ impl Traffic {
             let answers = flood.stop()?;
             damage.sent += answers.sent;
             damage.lost += answers.missing.len() as u32;
-            damage.outage = damage.outage.max(BEAT * answers.longest_gap());
+            damage.outage = damage.outage.max(answers.silence);
         }
         Ok(damage)
     }
@@ -222,7 +218,15 @@ pub fn node_state(node: &Node) -> Result<String> {
         let mut lines: Vec<&str> = text
             .lines()
             .filter(|line| !line.contains("inet6 fe80::"))
-            .map(|line| line.trim_start_matches(|c: char| c.is_ascii_digit()).trim_end())
+            // `ip -oneline` begins with the interface's number.
+            .map(|line| {
+                if command.contains("-oneline") {
+                    line.split_once(':').map_or(line, |(_, rest)| rest)
+                } else {
+                    line
+                }
+            })
+            .map(str::trim_end)
             .collect();
         lines.sort_unstable();
         state += &format!("{command}\n{}\n", lines.join("\n"));

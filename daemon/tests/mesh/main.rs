@@ -21,6 +21,7 @@ use warren_testkit::scenario::{self, Scenario};
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("a mesh works over every kind of underlay", shapes::underlays),
+    ("between pods and nodes traffic is encrypted, too", shapes::pods_and_nodes),
     ("large packets pass, and the underlay carries no fragments", shapes::large_packets),
     ("permissive lets clear text pass and counts it; strict does not", shapes::permissive),
     ("no clear text while the peer has no key yet", membership::peer_without_a_key),

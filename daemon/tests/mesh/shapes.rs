@@ -34,6 +34,32 @@ pub fn underlays() -> Result<()> {
     Ok(())
 }
 
+/// Pods reach the addresses of other nodes, and nodes the pods of others, through the tunnel; and when it is
+/// gone, pods do not reach them in the clear either, as whoever the CNI makes them on their way out.
+pub fn pods_and_nodes() -> Result<()> {
+    in_mesh(two_nodes(), |mesh| {
+        let ping = Ping { count: 3, patience: Duration::from_millis(200), ..Ping::default() };
+        let (pod, node, other) = (mesh.pod(1, 1), mesh.node(1), mesh.node(2));
+        for ip in &other.ips {
+            ping.run(&pod.netns, *ip)?.complete().with_context(|| format!("{} to {ip}", pod.name))?;
+        }
+        for ip in &mesh.pod(2, 1).ips {
+            ping.run(&node.netns, *ip)?.complete().with_context(|| format!("{} to {ip}", node.name))?;
+        }
+        let report = mesh.sealed()?;
+        ensure!(report.wireguard_data >= 24, "four times three pings and answers, but {report:?}");
+
+        node.kill_warrend()?;
+        node.kill_tunnel()?;
+        for ip in &other.ips {
+            let answers = ping.run(&pod.netns, *ip)?;
+            ensure!(answers.received == 0, "{} reached {ip} without a tunnel: {answers}", pod.name);
+        }
+        mesh.silent()?;
+        Ok(())
+    })
+}
+
 /// Pods keep the MTU of the underlay, which is more than fits into the tunnel: TCP is told a smaller
 /// segment, and the rest is fragmented inside of the tunnel, never outside.
 pub fn large_packets() -> Result<()> {

@@ -136,6 +136,8 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // What still runs would write into the directory.
+        self.nodes.clear();
         // Best effort: the tmpfs goes with the program.
         let _ = fs::remove_dir_all(&self.directory);
     }

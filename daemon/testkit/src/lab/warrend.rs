@@ -106,6 +106,16 @@ impl Node {
         self.wait_warrend(Duration::from_secs(10))
     }
 
+    /// Stops warrend's clock: it does nothing until [`Node::resume_warrend`].
+    pub fn pause_warrend(&self) -> Result<()> {
+        self.signal_warrend(Signal::SIGSTOP)
+    }
+
+    /// Lets warrend go on.
+    pub fn resume_warrend(&self) -> Result<()> {
+        self.signal_warrend(Signal::SIGCONT)
+    }
+
     /// Sends warrend a signal.
     pub fn signal_warrend(&self, signal: Signal) -> Result<()> {
         let pid = self.warrend_pid().with_context(|| format!("warrend does not run on {}", self.name))?;
@@ -137,6 +147,17 @@ impl Node {
         let pid = self.tunnel_pid()?;
         kill(Pid::from_raw(pid as i32), Signal::SIGKILL)
             .with_context(|| format!("killing warren-tunnel ({pid}) on {}", self.name))
+    }
+}
+
+impl Drop for Node {
+    /// Leaves no zombie; all else in the node's namespaces is killed with them.
+    fn drop(&mut self) {
+        if let Some(child) = self.warrend.get_mut().ok().and_then(Option::as_mut) {
+            // Both fail only where it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -55,6 +55,9 @@ pub struct Answers {
     pub missing: Vec<u32>,
     /// Answers that came twice.
     pub duplicates: u32,
+    /// The longest time between one answer and the next. (Not to be had from the missing: ping sends less
+    /// often while nobody answers.)
+    pub silence: Duration,
 }
 
 impl Answers {
@@ -121,7 +124,16 @@ impl Ping {
             hex
         });
         let mut command = from.command("ping");
-        command.args(["-n", "-p", &pattern, "-i", &seconds(self.interval), "-s", &self.size.to_string()]);
+        command.args([
+            "-n",
+            "-D",
+            "-p",
+            &pattern,
+            "-i",
+            &seconds(self.interval),
+            "-s",
+            &self.size.to_string(),
+        ]);
         command.args(["-W", &seconds(self.patience)]);
         if self.dont_fragment {
             command.args(["-M", "do"]);
@@ -139,6 +151,9 @@ struct Tally {
     /// icmp_seq has 16 bits; answers arrive nearly in order, so a jump down is a turn of the counter.
     turns: u32,
     highest: u32,
+    /// When the last answer came, by the clock since the Unix epoch.
+    last: Option<Duration>,
+    silence: Duration,
 }
 
 impl Tally {
@@ -158,6 +173,12 @@ impl Tally {
             whole += 65536;
         }
         self.highest = self.highest.max(whole);
+        // With -D, a line begins with the time: [1700000000.123456]
+        let time = line.strip_prefix('[').and_then(|rest| rest.split(']').next()?.parse().ok());
+        if let Some(time) = time.map(Duration::from_secs_f64) {
+            let since = self.last.replace(time).map(|last| time.saturating_sub(last));
+            self.silence = self.silence.max(since.unwrap_or_default());
+        }
         if line.contains("(DUP!)") || !self.answered.insert(whole) {
             self.duplicates += 1;
         }
@@ -165,7 +186,13 @@ impl Tally {
 
     fn answers(&self, sent: u32) -> Answers {
         let missing: Vec<u32> = (1..=sent).filter(|number| !self.answered.contains(number)).collect();
-        Answers { sent, received: sent - missing.len() as u32, missing, duplicates: self.duplicates }
+        Answers {
+            sent,
+            received: sent - missing.len() as u32,
+            missing,
+            duplicates: self.duplicates,
+            silence: self.silence,
+        }
     }
 }
 
@@ -278,7 +305,9 @@ mod tests {
     fn tally(numbers: &[u32]) -> Tally {
         let mut tally = Tally::default();
         for number in numbers {
-            tally.read(&format!("64 bytes from 10.244.3.12: icmp_seq={number} ttl=62 time=0.6 ms"));
+            tally.read(&format!(
+                "[17000.{number}] 64 bytes from 10.244.3.12: icmp_seq={number} ttl=62 time=0.6 ms"
+            ));
         }
         tally
     }
@@ -288,6 +317,7 @@ mod tests {
         let answers = tally(&[1, 2, 5, 9, 9]).answers(10);
         assert_eq!(answers.missing, [3, 4, 6, 7, 8, 10]);
         assert_eq!((answers.received, answers.longest_gap(), answers.duplicates), (4, 3, 1));
+        assert_eq!(answers.silence.as_millis(), 400, "from second 17000.5 to 17000.9");
         assert!(answers.complete().is_err());
         assert!(tally(&[1, 2, 3]).answers(3).complete().is_ok());
     }
