@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use warren_api::{Backend, annotations, names};
-use warren_core::{Action, Desired, Own, Plan, Settings, Snapshot, diff, plan};
+use warren_core::{Action, Desired, Guard, Own, Plan, Settings, Snapshot, diff, plan};
 
 use crate::args::{self, BackendChoice};
 use crate::hands::{Hands, Seen};
@@ -31,10 +31,10 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 
 /// How long to wait before trying again what failed: first, and at most. Events do not shorten it, or a
 /// failing action that itself causes events would spin.
-const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
-/// After so many looks without an answer, 10 to 20 s, a tunnel is taken for dead.
-const SILENT_LOOKS: u32 = 10;
+/// After so many looks without an answer, about 15 s, a tunnel is taken for dead.
+const SILENT_LOOKS: u32 = 15;
 
 /// Runs the daemon of one node until SIGTERM or SIGINT.
 pub async fn run(args: args::Run) -> anyhow::Result<()> {
@@ -62,6 +62,7 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         hands: Hands::new(program, names::interface(EPOCH, 0))?,
         voice: Voice::default(),
         failed: Vec::new(),
+        guarded: Guard::default(),
         silent_looks: 0,
     };
     tracing::info!(node = agent.node, public_key = %agent.identity.public(), "warrend starts");
@@ -154,6 +155,9 @@ struct Agent {
     voice: Voice,
     /// The actions of the last look, if some of them failed: trying them again is no news.
     failed: Vec<Action>,
+    /// What was to be guarded at the last look: the only thing remembered, for the moment in which the guard is
+    /// flushed while the registry does not name a node that it named before.
+    guarded: Guard,
     /// For how many looks in a row the tunnel has not answered.
     silent_looks: u32,
 }
@@ -175,6 +179,7 @@ impl Agent {
         };
         self.end_silence(&seen).await;
         let plan = self.plan(records, &seen);
+        self.guarded = plan.desired.guard.clone().unwrap_or_default();
         let actions = pending(&plan, &seen, &mut failures);
         let acted = !actions.is_empty();
         if acted {
@@ -226,7 +231,7 @@ impl Agent {
 
     fn plan(&self, records: Vec<warren_core::Record>, seen: &Seen) -> Plan {
         let snapshot = Snapshot { own: self.own(&seen.view), records, settings: self.settings.clone() };
-        plan(&snapshot, &seen.standing())
+        plan(&snapshot, &seen.standing(&self.guarded))
     }
 
     /// Does all of it, also after a failure: whatever stands is better than what does not. Only what would be

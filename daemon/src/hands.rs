@@ -64,10 +64,14 @@ impl Seen {
         }
     }
 
-    /// What keeps packets from leaving in the clear now: the guard's sets, also where its rules are damaged,
-    /// and the `unreachable` routes, which tell the same where the guard is gone.
-    pub fn standing(&self) -> Guard {
-        let mut standing = self.found.as_ref().map(|found| found.sets.clone()).unwrap_or_default();
+    /// What is guarded and must not be forgotten: what the guard's sets hold, also where its rules are damaged,
+    /// and the `unreachable` routes, which tell the same where the guard is gone; and what `before` was.
+    pub fn standing(&self, before: &Guard) -> Guard {
+        let mut standing = before.clone();
+        let found = self.found.as_ref().map(|found| found.sets.clone()).unwrap_or_default();
+        standing.remote_pods.extend(found.remote_pods);
+        standing.remote_nodes.extend(found.remote_nodes);
+        standing.local_pods.extend(found.local_pods);
         let blocks = self
             .view
             .routes

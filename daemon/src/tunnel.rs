@@ -21,7 +21,7 @@ use crate::keystore::Identity;
 
 /// How long the tunnel may take to tell its state. It takes milliseconds; a process that is stopped or starved
 /// must not keep this daemon from repairing the guard and the routes within 2 s.
-const ANSWER: Duration = Duration::from_millis(750);
+const ANSWER: Duration = Duration::from_millis(500);
 
 /// How long it may take to change: as long, and once for each peer whose session it sets up anew.
 const CHANGE: Duration = Duration::from_secs(5);

@@ -58,9 +58,9 @@ pub struct PeerInfo {
 /// Makes the plan. `standing` is what the kernel holds now of guard and `unreachable` routes, as far as it
 /// can be read.
 ///
-/// A network that was pods' stays blocked when its node vanishes from the registry: the node may go on
-/// running, or only its entry may be away for a moment. It is released when another node gets it, or where
-/// `--cluster-cidrs` says that it is no pods'. Nodes' addresses are kept while the registry is in doubt.
+/// What was another node's, its pods' networks and its addresses, stays guarded when the node vanishes from the
+/// registry: it may go on running, or only its entry may be away or garbled for a moment. It is let go when
+/// this node gets it, and where `--cluster-cidrs` says that a network is no pods'.
 pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
     let Snapshot { own, records, settings } = snapshot;
     let mut problems = Vec::new();
@@ -77,11 +77,6 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
     quarantined.extend(refused);
     quarantined.sort();
 
-    // A manifest that was cut off, garbled or forged may no longer name the pods it named before.
-    let doubtful = own_record.is_none()
-        || !quarantined.is_empty()
-        || others.iter().any(|node| node.pod_cidrs.is_empty());
-    let nodes_kept = if doubtful { &standing.remote_nodes } else { &BTreeSet::new() };
     let blocked = blocked(&local, &known, &peers, settings, &retained);
     let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
     let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));
@@ -91,7 +86,7 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
         guard: Some(Guard {
             enforcement: settings.enforcement,
             local_pods: local.pod_cidrs.iter().copied().collect(),
-            remote_nodes: remote_nodes(&local, &known, nodes_kept),
+            remote_nodes: remote_nodes(&local, &known, &standing.remote_nodes),
             remote_pods: blocked.into_iter().collect(),
         }),
         tunnel,

@@ -100,7 +100,9 @@ impl Tunnel {
         let Self { name, socket, queues, shared, signals } = self;
         tracing::info!(interface = name, lanes = queues.len(), port = shared.sockets().port(), "started");
         let mut threads = Vec::with_capacity(queues.len());
-        let result = start(&shared, queues, &mut threads)
+        let result = socket
+            .claim()
+            .and_then(|()| start(&shared, queues, &mut threads))
             .and_then(|()| ready())
             .and_then(|()| control_loop(&socket, &shared, &signals));
         socket.remove();

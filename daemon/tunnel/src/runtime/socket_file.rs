@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::socket::{self, Backlog};
 use nix::sys::stat::{Mode, umask};
 
 use crate::uapi::SOCKET_DIR;
@@ -64,6 +65,13 @@ impl SocketFile {
         watch.add_watch(SOCKET_DIR, removals).with_context(|| format!("watching {SOCKET_DIR}"))?;
         let identity = identity(path).with_context(|| format!("looking at {}", path.display()))?;
         Ok(Self { path: path.to_owned(), identity, listener, watch })
+    }
+
+    /// Makes the kernel name this process to whoever asks who is behind the socket (SO_PEERCRED, unix(7)):
+    /// it remembers who called listen last, and that was the parent, before it went into the background.
+    pub fn claim(&self) -> Result<()> {
+        // As many as the standard library asks for.
+        socket::listen(&self.listener, Backlog::new(128)?).context("listening on the socket")
     }
 
     /// The listening socket, non-blocking.
