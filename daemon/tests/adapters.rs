@@ -75,7 +75,19 @@ fn guard_round_trip() -> Result<()> {
         let strict = mk_guard();
         let permissive = Guard { enforcement: Enforcement::Permissive, ..mk_guard() };
         let empty = Guard::default();
-        for guard in [&strict, &permissive, &empty, &strict] {
+        // Prefixes of local pods stand in rules, with as many bits as they have.
+        let odd = nets(&[
+            "10.0.0.0/8",
+            "11.244.16.0/20",
+            "11.244.1.64/26",
+            "11.9.9.9/32",
+            "fd00::/16",
+            "fd01::/56",
+            "fd02::/112",
+            "fd03::7/128",
+        ]);
+        let odd = Guard { local_pods: odd, remote_pods: BTreeSet::new(), ..mk_guard() };
+        for guard in [&strict, &permissive, &empty, &odd, &strict] {
             replace(guard).await?;
             let found = guard::find().await?;
             ensure!(found.guard.as_ref() == Some(guard), "{guard:?} reads back as {found:?}");
