@@ -17,6 +17,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("teardown takes everything off the node but the keys, and may be repeated", teardown_leaves_nothing),
     ("a node that is as it should be is left alone", idle_changes_nothing),
     ("the private key is in no log, status or metric", secrets_stay_secret),
+    ("keyctl shows the node's state, and says when there is no daemon to ask", keyctl),
     ("a key that others could read stops the start and names the remedy", exposed_key),
     ("a damaged key stops the start and is not replaced", damaged_key),
     ("a taken UDP port is reported, and used once it is free", taken_port),
@@ -151,6 +152,24 @@ fn secrets_stay_secret() -> Result<()> {
         ensure!(!text.is_empty(), "nothing to look at in {place}");
         ensure!(!text.contains(base64) && !text.to_lowercase().contains(&hex), "the key is in the {place}");
     }
+    Ok(())
+}
+
+fn keyctl() -> Result<()> {
+    let lab = mesh()?;
+    let node = lab.node(1);
+    let status = || node.netns.command(binary("keyctl")?).arg("status").output().context("running keyctl");
+    let output = status()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let key = node.status()?.public_key.to_string();
+    for wanted in ["node-1 ready", key.as_str(), "node-2", "192.0.2."] {
+        ensure!(text.contains(wanted), "{wanted} is missing: {text}");
+    }
+    ensure!(output.status.success(), "a ready node is no failure");
+    node.stop_warrend()?;
+    let output = status()?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && text.contains("does warrend run here?"), "{text}");
     Ok(())
 }
 

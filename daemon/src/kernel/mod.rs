@@ -18,6 +18,10 @@ use rtnetlink::{Handle, IpVersion, LinkUnspec};
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, ObservedLink, Route, RouteKind, Rule};
 
+/// The MTU of Ethernet, in bytes: what to go by for an address on the loopback interface, as routing daemons
+/// announce them, whose packets leave by links that only their routes know.
+const ETHERNET: u32 = 1500;
+
 /// A connection to the kernel of the network namespace it was opened in.
 pub struct Kernel {
     handle: Handle,
@@ -89,7 +93,8 @@ impl Kernel {
                 let addresses = nets.map(|net| net.addr()).filter(|address| !is_link_local(*address));
                 view.link = Some(ObservedLink { addresses: addresses.collect(), ..observed_link(link) });
             } else if !name.starts_with(names::INTERFACE_PREFIX) {
-                let mtu = mtu_of(link);
+                let mtu =
+                    if link.header.flags.contains(LinkFlags::Loopback) { ETHERNET } else { mtu_of(link) };
                 view.local_addresses.extend(nets.map(|net| LocalAddress { net, mtu }));
             }
         }
