@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 use super::admission::Gate;
 use super::allowed_ips::AllowedIps;
 use super::peer::{Peer, PublicKey};
-use super::session::Session;
+use super::session::{INDICES, Session};
 use crate::uapi::{DeviceState, DeviceUpdate, PeerState, PeerUpdate, SecretKey};
 
 /// As many as the kernel takes (`messages.h`, MAX_PEERS_PER_DEVICE); far below the 2^24 indices.
@@ -146,9 +146,9 @@ impl Table {
         if let Some(peer) = self.peers.get(&key) {
             return peer.clone();
         }
-        let index = self.fresh_index();
-        let peer = Arc::new(Peer::new(key, Session::new(key.into(), index)));
-        self.indices.insert(index, (peer.clone(), 0));
+        let indices = self.fresh_indices();
+        let peer = Arc::new(Peer::new(key, Session::new(key.into(), indices)));
+        self.indices.extend(indices.map(|index| (index, (peer.clone(), 0))));
         self.peers.insert(key, peer.clone());
         peer
     }
@@ -216,6 +216,15 @@ impl Table {
             let index = OsRng.next_u32() >> 8;
             if !self.indices.contains_key(&index) {
                 return index;
+            }
+        }
+    }
+
+    fn fresh_indices(&self) -> [u32; INDICES] {
+        loop {
+            let indices: [u32; INDICES] = std::array::from_fn(|_| self.fresh_index());
+            if indices.iter().enumerate().all(|(at, index)| !indices[..at].contains(index)) {
+                return indices;
             }
         }
     }

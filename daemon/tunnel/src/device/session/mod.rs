@@ -1,7 +1,7 @@
 //! One peer's cryptographic session on one lane: boringtun's `Tunn`, and what it leaves to its user.
 //!
 //! A `Tunn` fixes its keys when it is made, forgets its statistics with its sessions, and drops all of its
-//! sessions when a key changes. So a session here holds up to two:
+//! sessions when a key changes. So a session here holds several:
 //!
 //! ```text
 //!   key changes       ┌───────────┐  new PSK: also sends until `current` can   ┌─────────┐
@@ -13,7 +13,12 @@
 //!                     └───────────┘
 //! ```
 //!
-//! So whatever is in flight under old keys still arrives, and a peer whose other end does not know the new
+//! Initiations of the peer are answered by a third `Tunn`, `answering`, which takes the place of `current` with
+//! the first packet under its keys: until then nobody has proved to have them. boringtun keeps answered
+//! sessions in the same ring of eight as the one in use, so eight initiations that are replayed, or that
+//! cannot be completed because the PSKs differ, would silently replace a live session.
+//!
+//! Whatever is in flight under old keys still arrives, and a peer whose other end does not know the new
 //! PSK yet is not cut off. A new private key, as in the kernel, ends sending under old keys at once.
 //!
 //! Building a `Tunn` costs a Diffie-Hellman. It happens on first use, not while the whole device is locked
@@ -24,6 +29,7 @@
 
 mod rekey;
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,6 +47,20 @@ use crate::uapi::SecretKey;
 const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// Counters from here on are refused when receiving (whitepaper section 6.1).
 const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+/// Without new keys by then, whoever sends asks for them, initiator or not: when two initiations cross, both
+/// sides may end up as the one that was asked. Later than the initiator's last moment to do it
+/// (REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, 165 s).
+const REKEY_AT_LAST: Duration = Duration::from_secs(170);
+/// Whoever has not sent for so long does not need keys (REKEY_TIMEOUT + KEEPALIVE_TIMEOUT).
+const SENDS: Duration = Duration::from_secs(15);
+/// Packets that wait for keys at most, as boringtun has it.
+const QUEUE: usize = 256;
+/// Indices that a session needs: for current, answering and retiring keys.
+pub(super) const INDICES: usize = 2 + RETIRING;
+/// How many former keys are kept.
+const RETIRING: usize = 2;
+/// For how long one `Tunn` answers: its clock stands still until it is used.
+const ANSWERS: Duration = Duration::from_secs(10);
 /// A peer's initiations are at least this far apart (kernel `noise.c`, INITIATIONS_PER_SECOND = 50).
 const INITIATION_SPACING: Duration = Duration::from_millis(20);
 
@@ -49,22 +69,28 @@ pub struct Session {
     peer: PublicKey,
     psk: Option<SecretKey>,
     current: Keys,
-    retiring: Option<Retiring>,
+    /// The newest last. More than one, because the peer may send under other keys than we do: where two
+    /// handshakes have crossed, each end takes those it was asked for.
+    retiring: Vec<Retiring>,
+    answering: Option<Answering>,
+    /// Indices that lead to this session and are not in use.
+    free: Vec<u32>,
+    /// Packets that wait for keys, or for room in a batch. Not in a `Tunn`, which takes them to its grave.
+    queue: VecDeque<Box<[u8]>>,
     endpoint: Option<SocketAddr>,
     rx_bytes: u64,
     tx_bytes: u64,
     last_handshake: Option<SystemTime>,
     /// When the keys in use were agreed on.
     established: Option<Instant>,
-    /// As responder: the index of the session that the initiator has not used yet. Its first packet proves
-    /// that the handshake is complete.
-    unconfirmed: Option<u32>,
     last_initiation: Option<Instant>,
+    /// The last initiation that was answered. A fresh `Tunn` learns from it which ones are replays.
+    answered: Option<Box<[u8]>>,
+    /// When a packet of a user was last sent.
+    last_sent: Option<Instant>,
     /// When a packet last went in either direction: the base of persistent keepalives.
     last_traversal: Option<Instant>,
     keepalive_wanted: bool,
-    /// Packets wait in the `Tunn` for which a batch had no room.
-    deferred: bool,
 }
 
 /// A `Tunn` and the upper 24 bits of all its receiver indices.
@@ -73,11 +99,24 @@ struct Keys {
     tunn: Option<Box<Tunn>>,
 }
 
+/// A `Tunn` that answers initiations, and whose sessions nobody has used yet.
+struct Answering {
+    index: u32,
+    tunn: Box<Tunn>,
+    built: Instant,
+}
+
 struct Retiring {
     index: u32,
     tunn: Box<Tunn>,
     may_send: bool,
     until: Instant,
+}
+
+impl Retiring {
+    fn sends(&self, now: Instant) -> bool {
+        self.may_send && now < self.until
+    }
 }
 
 /// What a `Tunn` did, without the borrow of the buffer: its output always starts where the buffer does.
@@ -101,22 +140,26 @@ impl From<TunnResult<'_>> for Outcome {
 }
 
 impl Session {
-    pub(super) fn new(peer: PublicKey, index: u32) -> Self {
+    /// `indices` all lead to this session.
+    pub(super) fn new(peer: PublicKey, [index, free @ ..]: [u32; INDICES]) -> Self {
         Self {
             peer,
             psk: None,
             current: Keys { index, tunn: None },
-            retiring: None,
+            retiring: Vec::new(),
+            answering: None,
+            free: free.into(),
+            queue: VecDeque::new(),
             endpoint: None,
             rx_bytes: 0,
             tx_bytes: 0,
             last_handshake: None,
             established: None,
-            unconfirmed: None,
             last_initiation: None,
+            answered: None,
+            last_sent: None,
             last_traversal: None,
             keepalive_wanted: false,
-            deferred: false,
         }
     }
 
@@ -126,16 +169,19 @@ impl Session {
         let Some(identity) = context.identity else { return context.drops.count(Drop::NoPrivateKey) };
         let Some(to) = self.endpoint else { return context.drops.count(Drop::NoEndpoint) };
         self.current.build(identity, &self.peer, &self.psk);
-        let Some(tunn) = &mut self.current.tunn else { return };
-        let old = self.retiring.as_mut().filter(|old| {
-            old.may_send && context.now < old.until && tunn.time_since_last_handshake().is_none()
-        });
-        let Some(old) = old else {
+        if !packet.is_empty() {
+            self.last_sent = Some(context.now);
+        }
+        if let Some(tunn) = self.current.established() {
             let outcome = tunn.encapsulate(packet, out.room()).into();
             return self.emit(context, outcome, to, out);
-        };
-        let outcome = old.tunn.encapsulate(packet, out.room()).into();
-        self.emit(context, outcome, to, out);
+        }
+        if let Some(old) = self.retiring.iter_mut().rev().find(|old| old.sends(context.now)) {
+            let outcome = old.tunn.encapsulate(packet, out.room()).into();
+            self.emit(context, outcome, to, out);
+        } else if self.queue.len() < QUEUE {
+            self.queue.push_back(packet.into());
+        }
         self.handshake(context, to, out);
     }
 
@@ -164,10 +210,15 @@ impl Session {
             context.drops.count(Drop::BadData);
             return None;
         }
-        let tunn = match &mut self.retiring {
-            Some(old) if old.index == message.index >> 8 && context.now < old.until => Some(&mut old.tunn),
-            _ if self.current.index == message.index >> 8 => self.current.tunn.as_mut(),
-            _ => None,
+        let index = message.index >> 8;
+        let answered = self.answering.as_ref().is_some_and(|answering| answering.index == index);
+        let tunn = match &mut self.answering {
+            Some(answering) if answering.index == index => Some(&mut answering.tunn),
+            _ if self.current.index == index => self.current.tunn.as_mut(),
+            _ => {
+                let live = |old: &&mut Retiring| old.index == index && context.now < old.until;
+                self.retiring.iter_mut().find(live).map(|old| &mut old.tunn)
+            }
         };
         let Some(tunn) = tunn else {
             context.drops.count(Drop::UnknownIndex);
@@ -187,8 +238,8 @@ impl Session {
             }
         };
         self.authenticated(context, message.from);
-        if self.unconfirmed == Some(message.index) {
-            self.unconfirmed = None;
+        if answered {
+            self.confirm(context.now);
             self.complete_handshake(context);
             self.drain(context, out);
         }
@@ -211,14 +262,11 @@ impl Session {
         if self.last_initiation.is_some_and(too_soon) {
             return context.drops.count(Drop::ReplayedHandshake);
         }
-        self.current.build(identity, &self.peer, &self.psk);
-        let Some(tunn) = &mut self.current.tunn else { return };
+        let Some(tunn) = self.answering(identity, context.now) else { return };
         match tunn.decapsulate(None, message.bytes, out.room()).into() {
             Outcome::Datagram(len) => {
                 self.last_initiation = Some(context.now);
-                // The response's sender index: ours.
-                let index = out.room().get(4..8).and_then(|bytes| bytes.try_into().ok());
-                self.unconfirmed = index.map(u32::from_le_bytes);
+                self.answered = Some(message.bytes.into());
                 self.account(message.bytes.len());
                 self.emit(context, Outcome::Datagram(len), message.from, out);
             }
@@ -250,14 +298,19 @@ impl Session {
         }
     }
 
-    /// Remembers a cookie for the next try of our handshake.
+    /// Remembers a cookie for the next try of our handshake, or for our next answer.
     pub(super) fn receive_cookie(
         &mut self,
         context: &Context<'_>,
         message: Message<'_>,
         out: &mut Datagrams,
     ) {
-        let tunn = self.current.tunn.as_mut().filter(|_| self.current.index == message.index >> 8);
+        let index = message.index >> 8;
+        let tunn = match &mut self.answering {
+            Some(answering) if answering.index == index => Some(&mut answering.tunn),
+            _ if self.current.index == index => self.current.tunn.as_mut(),
+            _ => None,
+        };
         let Some(tunn) = tunn else { return context.drops.count(Drop::UnknownIndex) };
         if let Outcome::Failed(_) = tunn.decapsulate(None, message.bytes, out.room()).into() {
             context.drops.count(Drop::BadHandshake);
@@ -272,17 +325,22 @@ impl Session {
         keepalive: Option<Duration>,
         out: &mut Datagrams,
     ) -> Option<u32> {
-        let over = self.retiring.take_if(|old| context.now >= old.until).map(|old| old.index);
+        let over = self.forget_old_keys(context.now);
         if let Some(tunn) = &mut self.current.tunn {
-            // An expired `Tunn` says so for ever; the next packet or keepalive revives it.
-            if let Outcome::Datagram(len) = tunn.update_timers(out.room()).into()
-                && let Some(to) = self.endpoint
-            {
-                self.emit(context, Outcome::Datagram(len), to, out);
+            match (tunn.update_timers(out.room()).into(), self.endpoint) {
+                (Outcome::Datagram(len), Some(to)) => self.emit(context, Outcome::Datagram(len), to, out),
+                // It says so for ever; the next packet or keepalive revives it. What waited is stale.
+                (Outcome::Failed(WireGuardError::ConnectionExpired), _) => self.queue.clear(),
+                _ => {}
             }
         }
-        if self.deferred {
+        if !self.queue.is_empty() {
             self.drain(context, out);
+        }
+        if self.is_late_for_rekey(context.now)
+            && let Some(to) = self.endpoint
+        {
+            self.handshake(context, to, out);
         }
         if keepalive.is_some_and(|interval| self.keepalive_due(context, interval)) && out.has_room() {
             self.send_keepalive(context, out);
@@ -312,19 +370,17 @@ impl Session {
 
     /// Sends the packets that waited for keys. What does not fit waits for the next tick.
     fn drain(&mut self, context: &Context<'_>, out: &mut Datagrams) {
-        let (Some(tunn), Some(to)) = (&mut self.current.tunn, self.endpoint) else { return };
-        self.deferred = false;
-        // Without keys the `Tunn` would queue them again, and start a handshake of its own.
-        if tunn.time_since_last_handshake().is_none() {
-            return;
-        }
+        let (Some(tunn), Some(to)) = (self.current.established(), self.endpoint) else { return };
         while out.has_room() {
-            let Outcome::Datagram(len) = tunn.decapsulate(None, &[], out.room()).into() else { return };
-            self.tx_bytes += len as u64;
-            out.commit(len, Destination { lane: context.lane, to });
+            let Some(packet) = self.queue.pop_front() else { return };
+            if let Outcome::Datagram(len) = tunn.encapsulate(&packet, out.room()).into() {
+                self.tx_bytes += len as u64;
+                out.commit(len, Destination { lane: context.lane, to });
+            }
         }
-        self.deferred = true;
-        context.drops.count(Drop::Deferred);
+        if !self.queue.is_empty() {
+            context.drops.count(Drop::Deferred);
+        }
     }
 
     /// Puts what a `Tunn` wrote into the batch, if it wrote something.
@@ -354,8 +410,7 @@ impl Session {
     }
 
     fn can_send(&self, now: Instant) -> bool {
-        self.current.has_session()
-            || self.retiring.as_ref().is_some_and(|old| old.may_send && now < old.until)
+        self.current.has_session() || self.retiring.iter().any(|old| old.sends(now))
     }
 }
 
@@ -380,5 +435,10 @@ impl Keys {
 
     fn has_session(&self) -> bool {
         self.tunn.as_ref().is_some_and(|tunn| tunn.time_since_last_handshake().is_some())
+    }
+
+    /// The `Tunn`, if it has keys to send under.
+    fn established(&mut self) -> Option<&mut Tunn> {
+        self.tunn.as_deref_mut().filter(|tunn| tunn.time_since_last_handshake().is_some())
     }
 }

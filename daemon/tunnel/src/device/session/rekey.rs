@@ -3,7 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Instant, SystemTime};
 
-use super::{Keys, REJECT_AFTER_TIME, Retiring, Session};
+use boringtun::noise::Tunn;
+
+use super::{
+    ANSWERS, Answering, INDICES, Keys, REJECT_AFTER_TIME, REKEY_AT_LAST, RETIRING, Retiring, SENDS, Session,
+};
+use crate::device::config::Identity;
 use crate::uapi::{PeerState, SecretKey};
 
 impl Session {
@@ -33,32 +38,85 @@ impl Session {
     /// The own private key changed or went: nothing more is sent under old keys.
     pub(in crate::device) fn new_identity(&mut self, fresh: u32, now: Instant) -> Option<u32> {
         let unused = self.retire(fresh, now);
-        if let Some(old) = &mut self.retiring {
+        for old in &mut self.retiring {
             old.may_send = false;
         }
         unused
     }
 
-    /// Makes the current keys, or those already retiring if these have not been of use yet, the retiring
-    /// ones.
+    /// Makes the current keys, if they were agreed on, the newest of the retiring ones.
     fn retire(&mut self, fresh: u32, now: Instant) -> Option<u32> {
-        self.unconfirmed = None;
+        self.free.extend(self.answering.take().map(|answering| answering.index));
         let former = std::mem::replace(&mut self.current, Keys { index: fresh, tunn: None });
-        let useful = former.has_session();
-        let until = self.established.filter(|_| useful).unwrap_or(now) + REJECT_AFTER_TIME;
-        let older_still_carries = !useful && self.retiring.is_some();
         match former.tunn {
-            Some(tunn) if !older_still_carries => {
-                let former = Retiring { index: former.index, tunn, may_send: useful, until };
-                self.retiring.replace(former).map(|older| older.index)
+            Some(tunn) if tunn.time_since_last_handshake().is_some() => {
+                let until = self.established.unwrap_or(now) + REJECT_AFTER_TIME;
+                self.keep(Retiring { index: former.index, tunn, may_send: true, until })
             }
             _ => Some(former.index),
         }
     }
 
+    /// Keeps former keys. Returns the index of the oldest where there are too many.
+    fn keep(&mut self, former: Retiring) -> Option<u32> {
+        self.retiring.push(former);
+        (self.retiring.len() > RETIRING).then(|| self.retiring.remove(0).index)
+    }
+
     /// The indices under which messages for this session arrive.
     pub(in crate::device) fn indices(&self) -> impl Iterator<Item = u32> {
-        [Some(self.current.index), self.retiring.as_ref().map(|old| old.index)].into_iter().flatten()
+        let answering = self.answering.iter().map(|answering| answering.index);
+        let retiring = self.retiring.iter().map(|old| old.index);
+        [self.current.index].into_iter().chain(answering).chain(retiring).chain(self.free.iter().copied())
+    }
+
+    /// The `Tunn` that answers initiations now.
+    pub(super) fn answering(&mut self, identity: &Identity, now: Instant) -> Option<&mut Tunn> {
+        let stale = |answering: &mut Answering| now.saturating_duration_since(answering.built) >= ANSWERS;
+        self.free.extend(self.answering.take_if(stale).map(|answering| answering.index));
+        if self.answering.is_none() {
+            let mut keys = Keys { index: self.free.pop()?, tunn: None };
+            keys.build(identity, &self.peer, &self.psk);
+            self.answering = keys.tunn.map(|tunn| Answering { index: keys.index, tunn, built: now });
+            if let (Some(answering), Some(answered)) = (&mut self.answering, &self.answered) {
+                // Our answer to it, which nobody gets, has 92 bytes.
+                let _ = answering.tunn.decapsulate(None, answered, &mut [0; 256]);
+            }
+        }
+        self.answering.as_mut().map(|answering| &mut *answering.tunn)
+    }
+
+    /// The peer has used the keys we answered with: they are the current ones. It may still send under the
+    /// former, or have them in flight.
+    pub(super) fn confirm(&mut self, now: Instant) {
+        let Some(Answering { index, tunn, .. }) = self.answering.take() else { return };
+        let former = std::mem::replace(&mut self.current, Keys { index, tunn: Some(tunn) });
+        let unused = match former.tunn {
+            Some(tunn) if tunn.time_since_last_handshake().is_some() => {
+                let until = self.established.unwrap_or(now) + REJECT_AFTER_TIME;
+                self.keep(Retiring { index: former.index, tunn, may_send: false, until })
+            }
+            _ => Some(former.index),
+        };
+        self.free.extend(unused);
+    }
+
+    /// Drops keys whose time is over. Returns an index that is no longer needed.
+    pub(super) fn forget_old_keys(&mut self, now: Instant) -> Option<u32> {
+        let old =
+            |answering: &mut Answering| now.saturating_duration_since(answering.built) >= REJECT_AFTER_TIME;
+        self.free.extend(self.answering.take_if(old).map(|answering| answering.index));
+        self.free.extend(self.retiring.extract_if(.., |old| now >= old.until).map(|old| old.index));
+        // New keys of ours bring an index of their own.
+        if self.free.len() >= INDICES { self.free.pop() } else { None }
+    }
+
+    /// Whether the keys in use will soon be too old, and somebody sends under them.
+    pub(super) fn is_late_for_rekey(&self, now: Instant) -> bool {
+        let since = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then));
+        self.current.has_session()
+            && since(self.established).is_some_and(|age| age >= REKEY_AT_LAST)
+            && since(self.last_sent).is_some_and(|idle| idle < SENDS)
     }
 
     /// Copies what `get=1` reports.

@@ -1,5 +1,7 @@
 //! Handshakes, keys and cookies.
 
+use boringtun::noise::{Tunn, TunnResult};
+
 use super::*;
 
 #[test]
@@ -231,4 +233,159 @@ fn a_flood_with_cookies_is_limited_per_source() {
     let elsewhere = "198.51.100.1:1".parse().unwrap();
     let reply = wire.receive(Side::B, elsewhere, &with_cookie.bytes);
     assert_eq!((reply[0].bytes[0], reply[0].to), (COOKIE, elsewhere));
+}
+
+/// Recorded before the responder started, so that it cannot know that they are old.
+#[test]
+fn replayed_initiations_replace_no_live_session() {
+    let mut wire = Wire::new();
+    let mut tunn = Tunn::new(wire.a.private.clone(), wire.b.public().into(), None, None, 77, None);
+    let recorded: Vec<Vec<u8>> = (0..20)
+        .map(|_| {
+            let mut buffer = [0; 200];
+            let TunnResult::WriteToNetwork(datagram) = tunn.format_handshake_initiation(&mut buffer, true)
+            else {
+                panic!("no initiation");
+            };
+            datagram.to_vec()
+        })
+        .collect();
+    wire.b.apply_peer(peer_with(wire.a.public(), Some(wire.a.address), &[]), wire.now);
+    assert!(wire.send(Side::B, &b_to_a(10)));
+    for initiation in recorded {
+        wire.pass(Duration::from_millis(25));
+        wire.receive(Side::B, "203.0.113.9:6".parse().unwrap(), &initiation);
+        assert!(wire.both_ways());
+    }
+}
+
+/// While one end has a PSK that the other does not know, its initiations are answered in vain.
+#[test]
+fn answers_that_cannot_be_used_replace_no_live_session() {
+    let mut wire = Wire::new();
+    assert!(wire.both_ways());
+    let key = Some(Zeroizing::new([7; 32]));
+    wire.a
+        .apply_peer(PeerUpdate { preshared_key: key.clone(), ..PeerUpdate::new(wire.b.public()) }, wire.now);
+    let mut stranger =
+        Tunn::new(wire.a.private.clone(), wire.b.public().into(), Some([7; 32]), None, 77, None);
+    for _ in 0..20 {
+        let mut buffer = [0; 200];
+        let TunnResult::WriteToNetwork(datagram) = stranger.format_handshake_initiation(&mut buffer, true)
+        else {
+            panic!("no initiation");
+        };
+        wire.pass(Duration::from_secs(5));
+        let initiation = datagram.to_vec();
+        assert_eq!(wire.receive(Side::B, wire.a.address, &initiation).len(), 1, "B answers");
+        assert!(wire.both_ways());
+    }
+    wire.b.apply_peer(PeerUpdate { preshared_key: key, ..PeerUpdate::new(wire.a.public()) }, wire.now);
+    let initiation = next_initiation(&mut wire);
+    wire.carry(vec![initiation]);
+    assert!(wire.both_ways());
+}
+
+/// Each end has what it needs to receive from the other, whatever crosses, and however soon keys change again.
+#[test]
+fn crossing_initiations_lose_nothing_when_the_psk_changes_again() {
+    for _ in 0..8 {
+        let mut wire = Wire::new();
+        assert!(wire.both_ways());
+        for psk in [[1; 32], [2; 32], [0; 32]] {
+            let psk = Some(Zeroizing::new(psk));
+            let of = |peer| PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(peer) };
+            let (a, b) = (wire.a.public(), wire.b.public());
+            wire.a.apply_peer(of(b), wire.now);
+            wire.b.apply_peer(of(a), wire.now);
+            // Before any handshake with the new PSK the old keys carry, both ways.
+            let from_a = wire.encrypt(Side::A, &a_to_b(10));
+            let from_b = wire.encrypt(Side::B, &b_to_a(10));
+            assert_eq!((from_a.len(), from_b.len()), (2, 2), "a packet and an initiation each");
+            let answers_b: Vec<_> =
+                from_a.iter().flat_map(|s| wire.receive(Side::B, s.from, &s.bytes)).collect();
+            let answers_a: Vec<_> =
+                from_b.iter().flat_map(|s| wire.receive(Side::A, s.from, &s.bytes)).collect();
+            wire.carry(answers_a.into_iter().chain(answers_b).collect());
+            for _ in 0..3 {
+                assert!(wire.both_ways());
+            }
+            wire.pass(Duration::from_millis(25));
+        }
+    }
+}
+
+#[test]
+fn crossing_initiations_after_a_new_psk_lose_nothing() {
+    let mut wire = Wire::new();
+    assert!(wire.both_ways());
+    let psk = Some(Zeroizing::new([7; 32]));
+    wire.a
+        .apply_peer(PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(wire.b.public()) }, wire.now);
+    wire.b.apply_peer(PeerUpdate { preshared_key: psk, ..PeerUpdate::new(wire.a.public()) }, wire.now);
+    wire.pass(Duration::from_secs(1));
+    let from_a = wire.encrypt(Side::A, &a_to_b(10));
+    let from_b = wire.encrypt(Side::B, &b_to_a(10));
+    assert_eq!((from_a.len(), from_b.len()), (2, 2), "old keys carry, and a handshake starts");
+    wire.carry(from_a.into_iter().chain(from_b).collect());
+    for _ in 0..3 {
+        assert!(wire.both_ways());
+    }
+}
+
+#[test]
+fn a_new_psk_loses_nothing_on_the_way_from_one_end_to_the_other() {
+    let mut wire = Wire::new();
+    assert!(wire.both_ways());
+    for psk in [[1; 32], [2; 32], [0; 32]] {
+        let psk = Some(Zeroizing::new(psk));
+        wire.a.apply_peer(
+            PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(wire.b.public()) },
+            wire.now,
+        );
+        for _ in 0..3 {
+            wire.pass(Duration::from_millis(30));
+            assert!(wire.both_ways(), "while one end has it");
+        }
+        wire.b.apply_peer(PeerUpdate { preshared_key: psk, ..PeerUpdate::new(wire.a.public()) }, wire.now);
+        for n in 0..5 {
+            wire.pass(Duration::from_millis(30));
+            assert!(wire.both_ways(), "when both have it, packet {n}");
+        }
+    }
+}
+
+#[test]
+fn a_new_psk_on_both_ends_at_once_loses_nothing() {
+    for answer_first in [false, true] {
+        let mut wire = Wire::new();
+        assert!(wire.both_ways());
+        for psk in [[1; 32], [2; 32], [0; 32]] {
+            let psk = Some(Zeroizing::new(psk));
+            wire.a.apply_peer(
+                PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(wire.b.public()) },
+                wire.now,
+            );
+            if answer_first {
+                let sent = wire.encrypt(Side::A, &a_to_b(10));
+                let answers: Vec<_> =
+                    sent.iter().flat_map(|s| wire.receive(Side::B, s.from, &s.bytes)).collect();
+                wire.b.apply_peer(
+                    PeerUpdate { preshared_key: psk, ..PeerUpdate::new(wire.a.public()) },
+                    wire.now,
+                );
+                wire.carry(answers);
+            } else {
+                wire.b.apply_peer(
+                    PeerUpdate { preshared_key: psk, ..PeerUpdate::new(wire.a.public()) },
+                    wire.now,
+                );
+            }
+            for n in 0..5 {
+                assert!(wire.send(Side::A, &a_to_b(10)), "a to b, packet {n}");
+                assert!(wire.send(Side::B, &b_to_a(10)), "b to a, packet {n}");
+                wire.pass(Duration::from_millis(10));
+            }
+        }
+    }
 }
