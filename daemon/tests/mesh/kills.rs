@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use warren_testkit::lab::{Plan, WarrendOptions};
+use warren_testkit::wait;
 
 use crate::common::{REPAIR, in_mesh, no_talk, two_nodes};
 
@@ -92,6 +93,11 @@ pub fn each_layer_holds() -> Result<()> {
             for node in &mesh.lab.nodes {
                 node.kill_warrend()?;
                 node.kill_tunnel()?;
+                // Its routes go with the interface; flushing them at that moment would fail.
+                wait::until("the end of the interface", Duration::from_secs(5), || {
+                    ensure!(node.netns.sh("ip link show warren-a0").is_err(), "it is still there");
+                    Ok(())
+                })?;
                 for command in breaks {
                     node.netns.sh(command)?;
                 }
