@@ -177,7 +177,7 @@ impl Agent {
                 return self.voice.report_blind(failures);
             }
         };
-        self.end_silence(&seen).await;
+        self.end_silence(&seen);
         let plan = self.plan(records, &seen);
         self.guarded = plan.desired.guard.clone().unwrap_or_default();
         let actions = pending(&plan, &seen, &mut failures);
@@ -207,7 +207,7 @@ impl Agent {
 
     /// Kills a tunnel that has not answered for many looks in a row: it is stopped or stuck, and the peers'
     /// packets end there. A new one is started as after any other death.
-    async fn end_silence(&mut self, seen: &Seen) {
+    fn end_silence(&mut self, seen: &Seen) {
         self.silent_looks = if seen.device.is_err() { self.silent_looks + 1 } else { 0 };
         if self.silent_looks == SILENT_LOOKS {
             match self.hands.kill_tunnel() {

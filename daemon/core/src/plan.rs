@@ -187,11 +187,10 @@ fn blocked(
     holes.extend(claims::underlay(local, settings));
     // The subnets of the underlay are holes only in what claims to hold them whole; pods' networks inside a
     // wide underlay subnet stay blocked, or the widest subnet would unguard them all.
-    let hole_in = |net: &IpNet, hole: &IpNet| net.contains(hole);
     let holes: Vec<IpNet> = nets::cover(
         holes
             .into_iter()
-            .filter(|hole| local.pod_cidrs.contains(hole) || claimed.iter().any(|net| hole_in(net, hole))),
+            .filter(|hole| local.pod_cidrs.contains(hole) || claimed.iter().any(|net| net.contains(hole))),
     );
     claimed.into_iter().flat_map(|net| nets::exclude(net, &holes)).collect()
 }

@@ -44,22 +44,20 @@ impl Session {
         unused
     }
 
-    /// Makes the current keys, if they were agreed on, the newest of the retiring ones.
+    /// Starts afresh under another index, with nothing answered.
     fn retire(&mut self, fresh: u32, now: Instant) -> Option<u32> {
         self.free.extend(self.answering.take().map(|answering| answering.index));
-        let former = std::mem::replace(&mut self.current, Keys { index: fresh, tunn: None });
-        match former.tunn {
-            Some(tunn) if tunn.time_since_last_handshake().is_some() => {
-                let until = self.established.unwrap_or(now) + REJECT_AFTER_TIME;
-                self.keep(Retiring { index: former.index, tunn, may_send: true, until })
-            }
-            _ => Some(former.index),
-        }
+        self.replace_current(Keys { index: fresh, tunn: None }, true, now)
     }
 
-    /// Keeps former keys. Returns the index of the oldest where there are too many.
-    fn keep(&mut self, former: Retiring) -> Option<u32> {
-        self.retiring.push(former);
+    /// Puts `next` in place of the current keys, which become the newest of the retiring ones if they were
+    /// agreed on. Returns an index that is no longer used: theirs, or the oldest where too many would be kept.
+    fn replace_current(&mut self, next: Keys, may_send: bool, now: Instant) -> Option<u32> {
+        let useful = self.current.has_session();
+        let former = std::mem::replace(&mut self.current, next);
+        let Some(tunn) = former.tunn.filter(|_| useful) else { return Some(former.index) };
+        let until = self.established.unwrap_or(now) + REJECT_AFTER_TIME;
+        self.retiring.push(Retiring { index: former.index, tunn, may_send, until });
         (self.retiring.len() > RETIRING).then(|| self.retiring.remove(0).index)
     }
 
@@ -90,14 +88,7 @@ impl Session {
     /// former, or have them in flight.
     pub(super) fn confirm(&mut self, now: Instant) {
         let Some(Answering { index, tunn, .. }) = self.answering.take() else { return };
-        let former = std::mem::replace(&mut self.current, Keys { index, tunn: Some(tunn) });
-        let unused = match former.tunn {
-            Some(tunn) if tunn.time_since_last_handshake().is_some() => {
-                let until = self.established.unwrap_or(now) + REJECT_AFTER_TIME;
-                self.keep(Retiring { index: former.index, tunn, may_send: false, until })
-            }
-            _ => Some(former.index),
-        };
+        let unused = self.replace_current(Keys { index, tunn: Some(tunn) }, false, now);
         self.free.extend(unused);
     }
 

@@ -235,21 +235,20 @@ fn a_flood_with_cookies_is_limited_per_source() {
     assert_eq!((reply[0].bytes[0], reply[0].to), (COOKIE, elsewhere));
 }
 
+fn initiation(tunn: &mut Tunn) -> Vec<u8> {
+    let mut buffer = [0; 200];
+    match tunn.format_handshake_initiation(&mut buffer, true) {
+        TunnResult::WriteToNetwork(datagram) => datagram.to_vec(),
+        other => panic!("no initiation: {other:?}"),
+    }
+}
+
 /// Recorded before the responder started, so that it cannot know that they are old.
 #[test]
 fn replayed_initiations_replace_no_live_session() {
     let mut wire = Wire::new();
     let mut tunn = Tunn::new(wire.a.private.clone(), wire.b.public().into(), None, None, 77, None);
-    let recorded: Vec<Vec<u8>> = (0..20)
-        .map(|_| {
-            let mut buffer = [0; 200];
-            let TunnResult::WriteToNetwork(datagram) = tunn.format_handshake_initiation(&mut buffer, true)
-            else {
-                panic!("no initiation");
-            };
-            datagram.to_vec()
-        })
-        .collect();
+    let recorded: Vec<Vec<u8>> = (0..20).map(|_| initiation(&mut tunn)).collect();
     wire.b.apply_peer(peer_with(wire.a.public(), Some(wire.a.address), &[]), wire.now);
     assert!(wire.send(Side::B, &b_to_a(10)));
     for initiation in recorded {
@@ -270,13 +269,8 @@ fn answers_that_cannot_be_used_replace_no_live_session() {
     let mut stranger =
         Tunn::new(wire.a.private.clone(), wire.b.public().into(), Some([7; 32]), None, 77, None);
     for _ in 0..20 {
-        let mut buffer = [0; 200];
-        let TunnResult::WriteToNetwork(datagram) = stranger.format_handshake_initiation(&mut buffer, true)
-        else {
-            panic!("no initiation");
-        };
+        let initiation = initiation(&mut stranger);
         wire.pass(Duration::from_secs(5));
-        let initiation = datagram.to_vec();
         assert_eq!(wire.receive(Side::B, wire.a.address, &initiation).len(), 1, "B answers");
         assert!(wire.both_ways());
     }
