@@ -1,10 +1,19 @@
 //! The few fields of a Kubernetes Node that Warren reads (API `v1`, kind `Node`).
 //!
 //! Only these: what is not read cannot break us, and a Node with a hundred images in its status costs no memory.
+//! For the same reason of annotations and labels only those that concern Warren are kept.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use crate::annotations;
+
+/// The label of nodes that run the API server. The kubelet cannot give it to its own Node (admission plugin
+/// NodeRestriction), so it tells more than what a node says of itself.
+const CONTROL_PLANE: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 
 /// A Node, reduced to what Warren reads.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -27,9 +36,30 @@ pub struct Metadata {
     /// The UID; empty where the registry has none.
     #[serde(default)]
     pub uid: String,
-    /// All annotations; Warren's begin with `warren.internal/`.
-    #[serde(default)]
+    /// The version of the object; empty where the registry has none.
+    #[serde(rename = "resourceVersion", default)]
+    pub resource_version: String,
+    /// Warren's annotations: those that begin with `warren.internal/`.
+    #[serde(default, deserialize_with = "ours")]
     pub annotations: BTreeMap<String, String>,
+    /// The labels that tell the role of a node.
+    #[serde(default, deserialize_with = "roles")]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Metadata {
+    /// Whether the node may have the API server's address.
+    pub fn is_control_plane(&self) -> bool {
+        CONTROL_PLANE.iter().any(|label| self.labels.contains_key(*label))
+    }
+}
+
+/// An object of which only the metadata is known, as a metadata-only watch gives it (`PartialObjectMetadata` of
+/// `meta.k8s.io/v1`).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Partial {
+    /// Its metadata.
+    pub metadata: Metadata,
 }
 
 /// `spec` of a Node. The CIDRs stay text here: whether they are sound is judged where it can be said of
@@ -42,6 +72,16 @@ pub struct Spec {
     /// All pod CIDRs, one for each address family.
     #[serde(rename = "podCIDRs", default)]
     pub pod_cidrs: Vec<String>,
+    /// What keeps pods off the node.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
+}
+
+/// One taint of a Node.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Taint {
+    /// Its key.
+    pub key: String,
 }
 
 /// `status` of a Node.
@@ -74,5 +114,83 @@ impl Node {
     /// The addresses of type `InternalIP`, as text.
     pub fn internal_ips(&self) -> impl Iterator<Item = &str> {
         self.status.addresses.iter().filter(|a| a.kind == "InternalIP").map(|a| a.address.as_str())
+    }
+}
+
+fn ours<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    deserializer.deserialize_any(Beginning(annotations::PREFIX))
+}
+
+fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    deserializer.deserialize_any(Beginning("node-role.kubernetes.io/"))
+}
+
+/// Keeps the entries of a map of texts whose names begin so; the others cost no memory.
+#[derive(Clone, Copy)]
+struct Beginning(&'static str);
+
+impl<'de> Visitor<'de> for Beginning {
+    type Value = BTreeMap<String, String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of texts")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(BTreeMap::new())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut kept = BTreeMap::new();
+        while let Some(name) = map.next_key_seed(Name(self))? {
+            match name {
+                Some(name) => drop(kept.insert(name, map.next_value()?)),
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(kept)
+    }
+}
+
+/// A name, if it is one to keep.
+struct Name(Beginning);
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        Ok(name.starts_with(self.0.0).then(|| name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_concerns_warren_is_kept() {
+        let json = r#"{"metadata": {"name": "a", "uid": "u", "resourceVersion": "7", "managedFields": [{"a": 1}],
+            "annotations": {"x": "1", "warren.internal/epoch": "3", "warren.internalx": "4"},
+            "labels": {"node-role.kubernetes.io/control-plane": "", "a": "b"}}}"#;
+        let Partial { metadata } = serde_json::from_str(json).unwrap();
+        assert_eq!(metadata.annotations, [("warren.internal/epoch".to_owned(), "3".to_owned())].into());
+        assert_eq!((metadata.resource_version.as_str(), metadata.labels.len()), ("7", 1));
+        assert!(metadata.is_control_plane());
+        let bare: Partial =
+            serde_json::from_str(r#"{"metadata": {"name": "a", "annotations": null}}"#).unwrap();
+        assert!(bare.metadata.annotations.is_empty() && !bare.metadata.is_control_plane());
+        assert!(serde_json::from_str::<Partial>(r#"{"metadata": {"name": "a", "annotations": 7}}"#).is_err());
     }
 }

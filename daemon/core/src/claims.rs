@@ -105,6 +105,15 @@ pub fn covers_underlay(cidr: &IpNet, local: &Local<'_>, settings: &Settings) -> 
         || settings.node_cidrs.iter().any(|net| overlap(net, cidr))
 }
 
+/// What a pod CIDR claims of the cluster's services or of the API server, which are no pod's.
+fn covers_services(cidr: &IpNet, settings: &Settings) -> Option<String> {
+    if let Some(services) = settings.service_cidrs.iter().find(|services| overlap(services, cidr)) {
+        return Some(format!("overlaps the cluster's service addresses {services}"));
+    }
+    let server = settings.api_servers.iter().find(|server| cidr.contains(*server))?;
+    Some(format!("holds the API server's address {server}"))
+}
+
 /// This node's addresses, and the subnets in which its endpoints stand.
 pub fn underlay(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
     let links = || local.own.local_addresses.iter().map(|local| local.net);
@@ -196,6 +205,7 @@ impl<'a> Court<'a> {
             let sound = |cidr: &&IpNet| {
                 !too_wide(cidr)
                     && !covers_underlay(cidr, local, settings)
+                    && covers_services(cidr, settings).is_none()
                     && !local.pod_cidrs.iter().any(|own| overlap(own, cidr))
             };
             cidrs.extend(node.pod_cidrs.iter().filter(sound).map(|cidr| (*cidr, node.name.as_str())));
@@ -229,6 +239,9 @@ impl<'a> Court<'a> {
     fn try_node(&self, node: &NodeRecord) -> Result<Peer, Refusal> {
         if let Some(malformed) = node.malformed.first() {
             return Err(malformed.clone().into());
+        }
+        if let Some(reason) = &node.quarantine {
+            return Err(format!("quarantined by an operator: {reason:?}").into());
         }
         self.try_pod_cidrs(node)?;
         let announcement = match &node.announcement {
@@ -265,6 +278,9 @@ impl<'a> Court<'a> {
             }
             if covers_underlay(cidr, self.local, self.settings) {
                 return Err(format!("its pod CIDR {cidr} covers this node's address or the underlay"));
+            }
+            if let Some(what) = covers_services(cidr, self.settings) {
+                return Err(format!("its pod CIDR {cidr} {what}"));
             }
             if !self.settings.may_be_pods(cidr) {
                 return Err(format!("its pod CIDR {cidr} is outside --cluster-cidrs"));
@@ -323,6 +339,14 @@ impl<'a> Court<'a> {
             let pods = self.settings.cluster_cidrs.iter().chain(self.retained);
             if let Some(net) = pods.into_iter().find(|net| net.contains(address)) {
                 return Err(format!("its address {address} is inside {net}, which is pods'"));
+            }
+            if let Some(services) = self.settings.service_cidrs.iter().find(|net| net.contains(address)) {
+                return Err(format!("its address {address} is among the service addresses {services}"));
+            }
+            if !node.control_plane && self.settings.api_servers.contains(address) {
+                return Err(format!(
+                    "its address {address} is the API server's, but it has no label of the control plane"
+                ));
             }
             if !self.settings.may_be_node(address) {
                 return Err(format!("its address {address} is outside --node-cidrs"));

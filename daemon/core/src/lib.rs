@@ -24,5 +24,5 @@ pub mod snapshot;
 pub use desired::{Desired, Family, Guard, Route, RouteKind, Rule, Tunnel, TunnelPeer};
 pub use diff::{Action, DeviceChange, PeerChange, diff};
 pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer};
-pub use plan::{PeerInfo, Plan, plan};
+pub use plan::{PeerInfo, Plan, Withdrawal, plan};
 pub use snapshot::{LocalAddress, NodeRecord, Own, Record, Settings, Snapshot};

@@ -33,6 +33,8 @@ pub struct Plan {
     pub desired: Desired,
     /// What this node should publish; absent while the registry does not know it.
     pub announcement: Option<Announcement>,
+    /// How far this node has left the mesh.
+    pub withdrawal: Withdrawal,
     /// Who stands behind each key of the tunnel.
     pub peers: BTreeMap<PublicKey, PeerInfo>,
     /// Who is not obeyed, and why.
@@ -44,6 +46,22 @@ pub struct Plan {
     /// Remove nothing: what the registry says of this node itself is not known, so nothing that stands may
     /// be taken for superfluous.
     pub hold: bool,
+}
+
+/// How far a node has left the mesh.
+///
+/// In permissive mode, where clear text passes everywhere, nothing is lost on the way: first the node sends
+/// nothing through tunnels any more and takes its announcement back, so that all others stop, too; what they
+/// still send through tunnels arrives. Once nobody else announces anything, nobody sends through tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Withdrawal {
+    /// It is in the mesh.
+    #[default]
+    None,
+    /// It only receives.
+    Leaving,
+    /// Nothing of Warren's is needed on it.
+    Done,
 }
 
 /// Who stands behind a key.
@@ -80,19 +98,39 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
     let blocked = blocked(&local, &known, &peers, settings, &retained);
     let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
     let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));
-    let desired = Desired {
+    let withdrawal = withdrawal(settings, usable, &peers, &mut problems);
+    if withdrawal == Withdrawal::Done {
+        let desired = Desired::default();
+        return Plan {
+            desired,
+            announcement: None,
+            withdrawal,
+            peers: BTreeMap::new(),
+            quarantined,
+            waiting,
+            problems,
+            hold: false,
+        };
+    }
+    let mut desired = Desired {
         routes: routes(tunnel.as_ref(), &local, &peers, &blocked, settings.enforcement),
         rules: rules(&local, &blocked),
         guard: Some(Guard {
             enforcement: settings.enforcement,
             local_pods: local.pod_cidrs.iter().copied().collect(),
-            remote_nodes: remote_nodes(&local, &known, &standing.remote_nodes),
+            remote_nodes: remote_nodes(&local, &known, &standing.remote_nodes, settings),
             remote_pods: blocked.into_iter().collect(),
         }),
         tunnel,
     };
+    let mut announcement = desired.tunnel.as_ref().map(|tunnel| announce(&local, own_record, tunnel));
+    if withdrawal == Withdrawal::Leaving {
+        desired.routes.retain(|route| !matches!(route.kind, RouteKind::Tunnel { .. }));
+        announcement = None;
+    }
     Plan {
-        announcement: desired.tunnel.as_ref().map(|tunnel| announce(&local, own_record, tunnel)),
+        withdrawal,
+        announcement,
         peers: peers
             .into_iter()
             .map(|peer| (peer.public_key, PeerInfo { node: peer.name, backend: peer.backend }))
@@ -102,6 +140,20 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
         waiting,
         problems,
         hold: !usable,
+    }
+}
+
+/// A strict node goes on refusing clear text, which those that left send; so it does not leave itself.
+fn withdrawal(settings: &Settings, usable: bool, peers: &[Peer], problems: &mut Vec<String>) -> Withdrawal {
+    match (settings.withdraw, settings.enforcement) {
+        (false, _) => Withdrawal::None,
+        (true, Enforcement::Strict) => {
+            problems.push("withdraw needs enforcement permissive, on all nodes, before".to_owned());
+            Withdrawal::None
+        }
+        // Who does not know the others cannot say that none is left.
+        (true, Enforcement::Permissive) if peers.is_empty() && usable => Withdrawal::Done,
+        (true, Enforcement::Permissive) => Withdrawal::Leaving,
     }
 }
 
@@ -181,25 +233,38 @@ fn blocked(
     let claimed = others.iter().flat_map(|node| &node.pod_cidrs).filter(|cidr| !claims::too_wide(cidr));
     let claimed = nets::cover(claimed.chain(cluster).chain(retained).copied());
 
+    // What is surely no pod's, also in part: a route or a set with it in would cut this node off.
     let mut holes = local.pod_cidrs.clone();
+    holes.extend(settings.service_cidrs.iter().map(IpNet::trunc));
+    holes.extend(settings.api_servers.iter().copied().map(nets::host));
+    let sure = nets::cover(holes.iter().copied());
     // An address of a peer is in no network that is credibly pods'; it is in one that claims the underlay.
     holes.extend(peers.iter().flat_map(|peer| &peer.addresses).copied().map(nets::host));
     holes.extend(claims::underlay(local, settings));
     // The subnets of the underlay are holes only in what claims to hold them whole; pods' networks inside a
     // wide underlay subnet stay blocked, or the widest subnet would unguard them all.
     let holes: Vec<IpNet> = nets::cover(
-        holes
-            .into_iter()
-            .filter(|hole| local.pod_cidrs.contains(hole) || claimed.iter().any(|net| net.contains(hole))),
+        holes.into_iter().filter(|hole| sure.contains(hole) || claimed.iter().any(|net| net.contains(hole))),
     );
     claimed.into_iter().flat_map(|net| nets::exclude(net, &holes)).collect()
 }
 
 /// The underlay addresses of all other nodes. An address that is also this node's, or a pod's of this node,
 /// is a lie that must not cut this node's own traffic.
-fn remote_nodes(local: &Local<'_>, others: &[&NodeRecord], kept: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+fn remote_nodes(
+    local: &Local<'_>,
+    others: &[&NodeRecord],
+    kept: &BTreeSet<IpNet>,
+    settings: &Settings,
+) -> BTreeSet<IpNet> {
     let kept = kept.iter().map(IpNet::addr).collect::<Vec<_>>();
-    let addresses = others.iter().flat_map(|node| &node.addresses).chain(&kept);
+    // A node that poses as a service or as the API server must not cut pods off these.
+    let poses = |node: &NodeRecord, address: &IpAddr| {
+        !node.control_plane && settings.api_servers.contains(address)
+            || settings.service_cidrs.iter().any(|services| services.contains(address))
+    };
+    let theirs = others.iter().flat_map(|node| node.addresses.iter().filter(|address| !poses(node, address)));
+    let addresses = theirs.chain(&kept);
     let mine = |address: &IpAddr| {
         local.own.has(*address) || local.pod_cidrs.iter().any(|cidr| cidr.contains(address))
     };

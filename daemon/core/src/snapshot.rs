@@ -1,6 +1,7 @@
 //! What the registry and the command line say, at one moment.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::Family;
 use ipnet::IpNet;
@@ -61,6 +62,12 @@ pub struct Settings {
     pub cluster_cidrs: Vec<IpNet>,
     /// All nodes are inside these, where known: no endpoint outside is believed.
     pub node_cidrs: Vec<IpNet>,
+    /// The cluster's service addresses, as far as they are known: no node and no pod has one.
+    pub service_cidrs: Vec<IpNet>,
+    /// Where the API server is: no pod has such an address, and a node only if it is of the control plane.
+    pub api_servers: Vec<IpAddr>,
+    /// Leave the mesh: send nothing through tunnels, announce nothing, and go once nobody else announces.
+    pub withdraw: bool,
 }
 
 impl Settings {
@@ -86,7 +93,7 @@ fn within(ranges: &[IpNet], net: &IpNet) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     /// A Node that could be read.
-    Node(Box<NodeRecord>),
+    Node(Arc<NodeRecord>),
     /// An entry that could not be read, by the name the operator will look for.
     Unreadable {
         /// The node's name where it was known before, else the file's name.
@@ -111,6 +118,10 @@ pub struct NodeRecord {
     pub announcement: Option<Result<Announcement, AnnouncementError>>,
     /// Texts of the Node that should be addresses or CIDRs and are not.
     pub malformed: Vec<String>,
+    /// Why an operator wants nobody to obey this node, if one does.
+    pub quarantine: Option<String>,
+    /// Whether the registry has it as a node of the control plane.
+    pub control_plane: bool,
 }
 
 impl From<&Node> for NodeRecord {
@@ -139,6 +150,8 @@ impl From<&Node> for NodeRecord {
             addresses,
             announcement,
             malformed,
+            quarantine: node.metadata.annotations.get(annotations::QUARANTINE).cloned(),
+            control_plane: node.metadata.is_control_plane(),
         }
     }
 }

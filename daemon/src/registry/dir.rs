@@ -152,7 +152,7 @@ fn read_file(path: &Path, before: Option<Entry>, own: &str) -> Entry {
                 .find(|node| node.metadata.name == own)
                 .map(|node| node.metadata.annotations.clone()),
             names: nodes.iter().map(|node| node.metadata.name.clone()).collect(),
-            records: nodes.iter().map(|node| Record::Node(Box::new(NodeRecord::from(node)))).collect(),
+            records: nodes.iter().map(|node| Record::Node(Arc::new(NodeRecord::from(node)))).collect(),
         },
         Err(reason) => unreadable(path, stamp, &reason, before, own),
     }

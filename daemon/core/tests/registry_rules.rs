@@ -1,0 +1,118 @@
+//! What a cluster knows besides its nodes: service addresses, the API server, an operator's word.
+
+mod common;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use warren_api::node::Node;
+use warren_api::status::Enforcement;
+use warren_api::{Announcement, annotations, names};
+use warren_core::*;
+
+use common::*;
+
+const LABEL: &str = "node-role.kubernetes.io/control-plane";
+
+fn mk_cluster(others: &[Node]) -> Snapshot {
+    let mut snapshot = mk_snapshot(others);
+    snapshot.settings.service_cidrs = vec!["10.96.0.0/12".parse().unwrap()];
+    snapshot.settings.api_servers = vec!["192.0.2.100".parse().unwrap(), "10.96.0.1".parse().unwrap()];
+    snapshot
+}
+
+fn with_pods(n: u8, cidr: &str) -> Node {
+    let mut node = mk_node(n);
+    node.spec.pod_cidrs = vec![cidr.to_owned()];
+    let announcement = Announcement { pod_cidrs: vec![cidr.parse().unwrap()], ..mk_announcement(n) };
+    announced(node, &announcement)
+}
+
+fn with_address(n: u8, address: &str) -> Node {
+    let mut node = mk_node(n);
+    node.status.addresses[0].address = address.to_owned();
+    announced(node, &Announcement { endpoints: vec![address.parse().unwrap()], ..mk_announcement(n) })
+}
+
+fn routed(plan: &Plan, address: &str) -> bool {
+    let address: IpAddr = address.parse().unwrap();
+    plan.desired.routes.iter().any(|route| route.destination.contains(&address))
+        || plan.desired.guard.iter().any(|guard| {
+            guard.remote_pods.iter().chain(&guard.remote_nodes).any(|net: &IpNet| net.contains(&address))
+        })
+}
+
+#[test]
+fn nobody_has_the_services_or_the_api_server() {
+    let bystander = announced(mk_node(3), &mk_announcement(3));
+    for (node, reason, addresses) in [
+        (with_pods(2, "10.96.0.0/12"), "service addresses 10.96.0.0/12", ["10.96.0.1", "10.100.0.1"]),
+        (with_pods(2, "10.97.3.0/24"), "service addresses 10.96.0.0/12", ["10.97.3.1", "10.97.3.9"]),
+        (with_pods(2, "10.64.0.0/10"), "service addresses 10.96.0.0/12", ["10.96.0.1", "10.111.0.1"]),
+        (with_pods(2, "192.0.2.96/28"), "the API server's address 192.0.2.100", ["192.0.2.100", "10.96.0.1"]),
+        (with_address(2, "10.99.1.1"), "among the service addresses", ["10.99.1.1", "10.96.0.1"]),
+        (with_address(2, "192.0.2.100"), "is the API server's", ["192.0.2.100", "10.96.0.1"]),
+    ] {
+        let plan = planned(&mk_cluster(&[node, bystander.clone()]));
+        assert_eq!(peers(&plan), ["node-3"], "{reason}");
+        let found = &plan.quarantined[0];
+        assert!(found.node == "node-2" && found.reason.contains(reason), "{found:?}");
+        for address in addresses {
+            assert!(!routed(&plan, address), "{reason}: {address} is cut off");
+        }
+    }
+}
+
+#[test]
+fn the_control_plane_may_have_the_api_servers_address() {
+    let mut node = with_address(2, "192.0.2.100");
+    node.metadata.labels.insert(LABEL.into(), String::new());
+    let plan = planned(&mk_cluster(&[node]));
+    assert_eq!(peers(&plan), ["node-2"]);
+    assert!(plan.desired.routes.iter().any(|route| route.table == names::NODES_TABLE));
+}
+
+#[test]
+fn the_cluster_range_may_hold_the_services_which_stay_reachable() {
+    let mut snapshot = mk_cluster(&[]);
+    snapshot.settings.cluster_cidrs = vec!["10.0.0.0/8".parse().unwrap()];
+    let plan = planned(&snapshot);
+    assert!(!routed(&plan, "10.96.0.1") && !routed(&plan, "10.111.255.254"));
+    assert!(routed(&plan, "10.95.255.254") && routed(&plan, "10.112.0.1"));
+}
+
+#[test]
+fn an_operator_quarantines_a_node_whose_pods_stay_blocked() {
+    let mut node = announced(mk_node(2), &mk_announcement(2));
+    node.metadata.annotations.insert(annotations::QUARANTINE.into(), "stolen".into());
+    let plan = planned(&mk_cluster(&[node]));
+    assert!(peers(&plan).is_empty());
+    assert!(plan.quarantined[0].reason.contains("operator: \"stolen\""), "{:?}", plan.quarantined);
+    assert!(blocks(&plan, "10.244.2.0/24"));
+}
+
+fn leaving(others: &[Node], enforcement: Enforcement) -> Plan {
+    let mut snapshot = mk_snapshot(others);
+    snapshot.settings.withdraw = true;
+    snapshot.settings.enforcement = enforcement;
+    planned(&snapshot)
+}
+
+#[test]
+fn who_withdraws_receives_until_nobody_else_announces() {
+    let other = announced(mk_node(2), &mk_announcement(2));
+    let plan = leaving(std::slice::from_ref(&other), Enforcement::Permissive);
+    assert_eq!((plan.withdrawal, plan.announcement), (Withdrawal::Leaving, None));
+    assert_eq!(plan.desired.tunnel.unwrap().peers.len(), 1, "what others still send arrives");
+    assert!(plan.desired.routes.is_empty(), "nothing is sent through the tunnel: {:?}", plan.desired.routes);
+
+    let plan = leaving(&[mk_node(2)], Enforcement::Permissive);
+    assert_eq!((plan.withdrawal, plan.desired), (Withdrawal::Done, Desired::default()));
+}
+
+#[test]
+fn a_strict_node_does_not_leave() {
+    let plan = leaving(&[announced(mk_node(2), &mk_announcement(2))], Enforcement::Strict);
+    assert_eq!(plan.withdrawal, Withdrawal::None);
+    assert!(plan.announcement.is_some() && plan.problems[0].contains("permissive"), "{:?}", plan.problems);
+}
