@@ -1,0 +1,2 @@
+//! The fake API server, driven by a client that knows nothing of it.
+fn main() {}
