@@ -1,5 +1,6 @@
 # `make demo`: an encrypted mesh on this machine. `make demo ARGS='--nodes 10 --keep'` passes options on.
-# `make test`: every test there is. `make lint`: format, lints, docs, dependencies. `make check`: both.
+# `make test`: every test there is. `make test-kubernetes`: those against a Kubernetes API server.
+# `make lint`: format, lints, docs, dependencies. `make check`: lint and test.
 
 CARGO ?= cargo
 ARGS ?=
@@ -12,7 +13,10 @@ TEST_TOOLS := $(DEMO_TOOLS) wireguard-go:wireguard-go od:coreutils
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warren/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 
-.PHONY: demo test lint check tools
+# Puts a kube-apiserver and etcd where the tests look for them: $KUBEBUILDER_ASSETS, else built once and cached.
+KUBE_APISERVER := daemon/testkit/bin/kube-apiserver.sh
+
+.PHONY: demo test test-kubernetes lint check tools
 
 demo: TOOLS := $(DEMO_TOOLS)
 demo: tools
@@ -23,8 +27,15 @@ demo: tools
 # own, as root or in a user namespace; where it may not, it fails and says what it lacks.
 test: TOOLS := $(TEST_TOOLS)
 test: tools
+	@$(KUBE_APISERVER)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+
+test-kubernetes: TOOLS := $(DEMO_TOOLS) setpriv:util-linux
+test-kubernetes: tools
+	@$(KUBE_APISERVER)
+	$(CARGO) build --workspace --bins
+	$(CARGO) test -p warrend --test kubernetes
 
 lint: $(CARGO_DENY)
 	$(CARGO) fmt --all --check
