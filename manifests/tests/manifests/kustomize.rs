@@ -1,0 +1,59 @@
+//! What kustomize makes of base and components.
+
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use crate::tools::{path, run, tool};
+
+/// What is applied with `kubectl apply -k` of a folder of the manifests.
+pub fn build(folder: &str) -> String {
+    run(tool("kustomize").arg(path(folder)))
+}
+
+/// What is applied with the base and these components, in this order.
+pub fn build_with(components: &[&str]) -> String {
+    let overlay = tempfile::tempdir().unwrap();
+    // kustomize takes no absolute paths: up to the root, and down again.
+    let up = "../".repeat(overlay.path().canonicalize().unwrap().components().count() - 1);
+    let manifests = up + path("").to_str().unwrap().trim_start_matches('/');
+    let mut text = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n\
+         resources: [{manifests}/base]\ncomponents:\n"
+    );
+    for component in components {
+        text += &format!("  - {manifests}/components/{component}\n");
+    }
+    std::fs::write(overlay.path().join("kustomization.yaml"), text).unwrap();
+    run(tool("kustomize").arg(overlay.path()))
+}
+
+/// The objects in a text of YAML.
+pub fn objects(yaml: &str) -> Vec<Value> {
+    serde_norway::Deserializer::from_str(yaml).map(|one| Value::deserialize(one).unwrap()).collect()
+}
+
+/// The only object of a kind and name.
+pub fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
+    let mut found =
+        objects.iter().filter(|object| object["kind"] == kind && object["metadata"]["name"] == name);
+    let first = found.next().unwrap_or_else(|| panic!("there is no {kind} {name}"));
+    assert!(found.next().is_none(), "{kind} {name} is there twice");
+    first
+}
+
+#[test]
+fn settings_are_patched_by_components() {
+    let settings = |components: &[&str]| {
+        let objects = objects(&build_with(components));
+        let data = &object(&objects, "ConfigMap", "warren-settings")["data"];
+        (data["enforcement"].as_str().unwrap().to_owned(), data["withdraw"].as_str().unwrap().to_owned())
+    };
+    for (components, enforcement, withdraw) in [
+        (&[][..], "strict", "false"),
+        (&["permissive"], "permissive", "false"),
+        (&["permissive", "strict"], "strict", "false"),
+        (&["withdraw"], "permissive", "true"),
+    ] {
+        assert_eq!(settings(components), (enforcement.to_owned(), withdraw.to_owned()), "{components:?}");
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of what an administrator applies: that it builds, that the API server's schemas accept it, that it promises
+//! no less and allows no more than documented.
+
+mod admission;
+mod kustomize;
+mod tools;
