@@ -16,27 +16,34 @@
 //!
 //! Reverse-path filters are off and IPv6 addresses are usable at once (no duplicate address detection), so
 //! that nothing but Warren drops a forged packet and no test waits for the kernel.
+//!
+//! The registry is a directory of Node manifests or, with [`Registry::Kubernetes`], a real API server on
+//! a machine of its own on the underlay (192.0.2.251); see [`crate::apiserver::real`].
 
+mod kubernetes;
 mod manifest;
 mod node;
 mod plan;
+mod shipped;
 mod warrend;
 
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::apiserver::real::{self, ApiServer};
 use crate::netns::Netns;
 use crate::{isolate, tools};
 
+pub use kubernetes::{DAEMON, NAMESPACE, STARTUP_TAINT};
 pub use manifest::{Manifest, write_atomically};
 pub use node::{Node, Pod};
-pub use plan::{Families, MAX_NODES, Plan, host};
-pub use warrend::{WarrendOptions, binary};
+pub use plan::{Families, MAX_NODES, Plan, Registry, host};
+pub use warrend::{Rights, WarrendOptions, binary};
 
 /// Labs of one program must not meet in /run.
 static LABS: AtomicUsize = AtomicUsize::new(1);
@@ -52,6 +59,8 @@ pub struct Lab {
     pub attacker: Netns,
     /// The namespace of the underlay's bridge, whose ports are named like the machines behind them.
     pub underlay: Netns,
+    /// Where the Nodes stand, when it is no directory.
+    api: Option<ApiServer>,
     /// Registry, state and logs, on a tmpfs of this program.
     directory: PathBuf,
 }
@@ -66,6 +75,9 @@ impl Lab {
     pub fn new_with_progress(plan: Plan, mut progress: impl FnMut(usize)) -> Result<Self> {
         tools::requires(&["ip", "nft"])?;
         isolate::ensure_entered()?;
+        if plan.registry == Registry::Kubernetes {
+            real::ensure_present()?;
+        }
         ensure!(
             (1..=MAX_NODES).contains(&plan.nodes),
             "a lab has 1 to {MAX_NODES} nodes, not {}",
@@ -93,10 +105,14 @@ impl Lab {
             nodes.push(Node::new(&plan, number, &prefix, &underlay, &directory)?);
             progress(number);
         }
-        for node in &nodes {
-            node.manifest().write(&directory.join("registry"))?;
-        }
-        Ok(Self { plan, nodes, attacker, underlay, directory })
+        let api = match plan.registry {
+            Registry::Directory => {
+                nodes.iter().try_for_each(|node| node.manifest().write(&directory.join("registry")))?;
+                None
+            }
+            Registry::Kubernetes => Some(kubernetes::start(&plan, &prefix, &underlay, &nodes, &directory)?),
+        };
+        Ok(Self { plan, nodes, attacker, underlay, api, directory })
     }
 
     /// Node number `number`, from 1.
@@ -138,6 +154,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // What still runs would write into the directory.
         self.nodes.clear();
+        self.api = None;
         // Best effort: the tmpfs goes with the program.
         let _ = fs::remove_dir_all(&self.directory);
     }
@@ -169,9 +186,4 @@ fn plug(machine: &Netns, underlay: &Netns, port: &str, ips: &[IpAddr], plan: &Pl
     }
     machine.ip(&batch)?;
     underlay.ip(&format!("link set {port} master underlay up"))
-}
-
-/// The path of the registry as warrend's `--registry` takes it.
-pub(crate) fn registry_argument(directory: &Path) -> String {
-    format!("dir:{}", directory.join("registry").display())
 }

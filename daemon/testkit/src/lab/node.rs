@@ -35,6 +35,8 @@ pub struct Node {
     pub(super) directory: PathBuf,
     pub(super) plan: Plan,
     pub(super) warrend: Mutex<Option<Child>>,
+    /// A tunnel that warrend did not start.
+    pub(super) tunnel: Mutex<Option<Child>>,
 }
 
 /// A pod: a namespace with an `eth0` on its node's bridge.
@@ -83,6 +85,7 @@ impl Node {
             directory: directory.to_owned(),
             plan: plan.clone(),
             warrend: Mutex::new(None),
+            tunnel: Mutex::new(None),
         };
         plug(&node.netns, underlay, &node.name, &node.ips, plan)?;
         node.netns.sysctl(&[("net.ipv4.ip_forward", "1"), ("net.ipv6.conf.all.forwarding", "1")])?;

@@ -29,7 +29,17 @@ impl Families {
     }
 }
 
-/// What a lab shall look like. The default: 3 nodes, 2 pods each, IPv4 and IPv6 outside and inside, MTU 1500.
+/// Where the nodes of a lab publish and watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registry {
+    /// A directory of Node manifests.
+    Directory,
+    /// A Kubernetes API server, started with the lab.
+    Kubernetes,
+}
+
+/// What a lab shall look like. The default: 3 nodes, 2 pods each, IPv4 and IPv6 outside and inside, MTU 1500,
+/// a directory as registry.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The number of nodes, 1 to [`MAX_NODES`].
@@ -44,6 +54,8 @@ pub struct Plan {
     pub mtu: u32,
     /// Whether nodes masquerade what their pods send out of the cluster, as CNI plugins have them do.
     pub masquerade: bool,
+    /// What the nodes have for a registry.
+    pub registry: Registry,
 }
 
 impl Default for Plan {
@@ -55,6 +67,7 @@ impl Default for Plan {
             overlay: Families::Dual,
             mtu: 1500,
             masquerade: true,
+            registry: Registry::Directory,
         }
     }
 }
@@ -84,6 +97,11 @@ impl Plan {
     /// The underlay addresses of the attacker.
     pub fn attacker_ips(&self) -> Vec<IpAddr> {
         self.node_ips(250)
+    }
+
+    /// The underlay addresses of the machine that the API server runs on.
+    pub fn control_plane_ips(&self) -> Vec<IpAddr> {
+        self.node_ips(251)
     }
 
     /// The addresses of pod `pod` (from 1) of node `number`: host number 10 + `pod`; 1 is the gateway.

@@ -2,15 +2,16 @@
 
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use warren_api::names;
 use warren_api::status::Enforcement;
 
-use super::{Node, registry_argument};
+use super::{Node, Registry};
 use crate::wait;
 
 /// How to start warrend. The default is what the demo does: strict, told the lab's ranges.
@@ -22,13 +23,50 @@ pub struct WarrendOptions {
     pub resync: Option<String>,
     /// `--cluster-cidrs` and `--node-cidrs` with the lab's ranges.
     pub tell_cidrs: bool,
+    /// `--registry`; the lab's own when absent.
+    pub registry: Option<String>,
+    /// What warrend may do on its node, and who starts the tunnel.
+    pub rights: Rights,
     /// More arguments.
     pub extra: Vec<String>,
 }
 
 impl Default for WarrendOptions {
     fn default() -> Self {
-        Self { enforcement: Enforcement::Strict, resync: None, tell_cidrs: true, extra: Vec::new() }
+        Self {
+            enforcement: Enforcement::Strict,
+            resync: None,
+            tell_cidrs: true,
+            registry: None,
+            rights: Rights::Root,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// Who a daemon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// root, who starts warren-tunnel itself when there is none.
+    Root,
+    /// What the containers of `manifests/base` have: user 0 without any capability but NET_ADMIN, nor a way to
+    /// others; warren-tunnel is started by somebody else ([`Node::start_tunnel`]).
+    Manifest,
+}
+
+impl Rights {
+    /// The beginning of a command line.
+    fn command(self, node: &Node, program: &str) -> Result<Command> {
+        let program = binary(program)?;
+        Ok(match self {
+            Self::Root => node.netns.command(program),
+            Self::Manifest => {
+                let mut command = node.netns.command("setpriv");
+                command.args(["--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin"]);
+                command.arg("--no-new-privs").arg(program);
+                command
+            }
+        })
     }
 }
 
@@ -58,14 +96,18 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 impl Node {
     /// Starts warrend. It must not run already; its end is seen by [`Node::wait_warrend`] and the like.
     pub fn start_warrend(&self, options: &WarrendOptions) -> Result<()> {
-        let WarrendOptions { enforcement, resync, tell_cidrs, extra } = options;
+        let WarrendOptions { enforcement, resync, tell_cidrs, registry, rights, extra } = options;
         let mut running = self.warrend.lock().expect("no thread panics with the lock");
         ensure!(running.is_none(), "warrend already runs on {}", self.name);
 
-        let mut command = self.netns.command(binary("warrend")?);
-        command.args(["--node", &self.name, "--registry", &registry_argument(&self.directory)]);
+        let mut command = rights.command(self, "warrend")?;
+        let registry = registry.clone().unwrap_or_else(|| self.registry_argument());
+        command.args(["--node", &self.name, "--registry", &registry]);
         command.arg("--state-dir").arg(self.state_dir());
-        command.arg("--tunnel-program").arg(binary("warren-tunnel")?);
+        match rights {
+            Rights::Root => command.arg("--tunnel-program").arg(binary("warren-tunnel")?),
+            Rights::Manifest => command.arg("--external-tunnel"),
+        };
         command.args([
             "--enforcement",
             if *enforcement == Enforcement::Strict { "strict" } else { "permissive" },
@@ -77,13 +119,41 @@ impl Node {
         if let Some(resync) = resync {
             command.args(["--resync", resync]);
         }
+        command.args(extra);
+        self.log_output(&mut command)?;
+        *running = Some(command.spawn().with_context(|| format!("starting warrend on {}", self.name))?);
+        Ok(())
+    }
+
+    /// Starts `warren-tunnel --foreground` as its container does, with the rights of the manifest. It ends
+    /// with the node, or by [`Node::kill_tunnel`].
+    pub fn start_tunnel(&self) -> Result<()> {
+        let mut command = Rights::Manifest.command(self, "warren-tunnel")?;
+        command.args(["--foreground", &names::interface(0, 0)]);
+        self.log_output(&mut command)?;
+        let mut tunnel = self.tunnel.lock().expect("no thread panics with the lock");
+        if let Some(mut earlier) = tunnel.take() {
+            ensure!(earlier.try_wait()?.is_some(), "warren-tunnel already runs on {}", self.name);
+        }
+        *tunnel = Some(command.spawn().with_context(|| format!("starting warren-tunnel on {}", self.name))?);
+        Ok(())
+    }
+
+    /// The registry as warrend's `--registry` takes it.
+    fn registry_argument(&self) -> String {
+        match self.plan.registry {
+            Registry::Directory => format!("dir:{}", self.directory.join("registry").display()),
+            Registry::Kubernetes => format!("kubernetes:{}", self.kubeconfig_path().display()),
+        }
+    }
+
+    fn log_output(&self, command: &mut Command) -> Result<()> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.log_path())
             .with_context(|| format!("opening {}", self.log_path().display()))?;
-        command.args(extra).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        *running = Some(command.spawn().with_context(|| format!("starting warrend on {}", self.name))?);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(())
     }
 
@@ -153,10 +223,12 @@ impl Node {
 impl Drop for Node {
     /// Leaves no zombie; all else in the node's namespaces is killed with them.
     fn drop(&mut self) {
-        if let Some(child) = self.warrend.get_mut().ok().and_then(Option::as_mut) {
-            // Both fail only where it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
+        for slot in [&mut self.warrend, &mut self.tunnel] {
+            if let Some(child) = slot.get_mut().ok().and_then(Option::as_mut) {
+                // Both fail only where it has ended already.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
         }
     }
 }
