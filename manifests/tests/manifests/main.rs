@@ -2,5 +2,9 @@
 //! no less and allows no more than documented.
 
 mod admission;
+mod alerts;
+mod daemonset;
 mod kustomize;
+mod roles;
+mod schemas;
 mod tools;
