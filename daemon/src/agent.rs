@@ -1,6 +1,5 @@
 //! The loop that owns all state: look, plan, compare, act, look again, report.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,17 +7,20 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
+use warren_api::status::Status;
 use warren_api::{Backend, annotations, names};
-use warren_core::{Action, Desired, Guard, Own, Plan, Settings, Snapshot, diff, plan};
+use warren_core::{Action, Desired, Guard, Own, Plan, Settings, Snapshot, Withdrawal, diff, plan};
 
 use crate::args::{self, BackendChoice};
 use crate::hands::{Hands, Seen};
+use crate::happening;
 use crate::http::{self, Board};
 use crate::kernel::View;
 use crate::kernel::watch::Watch;
 use crate::keystore::{self, Identity};
-use crate::registry::{DirRegistry, dir};
+use crate::registry::Registry;
 use crate::report::{Report, Voice};
+use crate::settings::Source;
 use crate::tunnel::Userspace;
 
 /// The epoch of the only key there is until keys rotate.
@@ -33,6 +35,12 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// failing action that itself causes events would spin.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
+/// How many times as long as it took to look the daemon rests before it looks without a reason: with thousands
+/// of nodes a look takes a tenth of a second, and is to cost less than a hundredth of a core. While something
+/// fails it is in more of a hurry.
+const IDLE: u32 = 150;
+const BUSY: u32 = 4;
+
 /// After so many looks without an answer, about 15 s, a tunnel is taken for dead.
 const SILENT_LOOKS: u32 = 15;
 
@@ -40,25 +48,37 @@ const SILENT_LOOKS: u32 = 15;
 pub async fn run(args: args::Run) -> anyhow::Result<()> {
     let args::Run {
         node,
-        registry: args::Registry::Dir(directory),
+        registry,
+        settings,
         state_dir,
         backend: BackendChoice::Userspace,
         tunnel_program,
+        external_tunnel,
         listen_port,
         http,
+        metrics,
         enforcement,
         cluster_cidrs,
         node_cidrs,
+        service_cidrs,
+        withdraw,
         resync,
     } = args;
+    let flags =
+        Settings { enforcement, cluster_cidrs, node_cidrs, service_cidrs, withdraw, ..Settings::default() };
+    let settings = Source::open(flags, settings)?;
     let identity = keystore::load_or_create(&state_dir, EPOCH)?;
     let program = tunnel_program.unwrap_or_else(Userspace::default_program);
+    let program = (!external_tunnel).then_some(program);
+    let changed = Arc::new(Notify::new());
+    watch(&changed)?;
     let mut agent = Agent {
-        registry: DirRegistry::new(directory.clone(), node.clone()),
+        registry: Registry::open(registry, node.clone(), &changed).await?,
         node,
         identity,
         listen_port,
-        settings: Settings { enforcement, cluster_cidrs, node_cidrs },
+        settings,
+        status: None,
         hands: Hands::new(program, names::interface(EPOCH, 0))?,
         voice: Voice::default(),
         failed: Vec::new(),
@@ -69,19 +89,22 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
 
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
-    let changed = Arc::new(Notify::new());
-    watch(directory, &changed)?;
     let (board, mut visitors) = Board::new();
     http::serve(http, board.clone()).await?;
+    if let Some(address) = metrics {
+        http::serve_metrics(address, board.clone()).await?;
+    }
 
     let mut retry = RETRY.0;
     let mut coalesce = COALESCE.0;
     loop {
+        let began = Instant::now();
         let report = agent.pass().await;
         let Report { failed, acted, .. } = report;
         board.publish(report);
+        let took = began.elapsed();
         coalesce = if acted { COALESCE.0 } else { (coalesce * 2).min(COALESCE.1) };
-        let wait = if failed { retry } else { resync };
+        let wait = if failed { retry.max(took * BUSY) } else { resync.max(took * IDLE) };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 
         let deadline = Instant::now() + wait;
@@ -108,8 +131,8 @@ fn goodbye(signal: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has everything that can change watched, before the first look.
-fn watch(directory: PathBuf, changed: &Arc<Notify>) -> anyhow::Result<()> {
+/// Has the kernel watched, before the first look.
+fn watch(changed: &Arc<Notify>) -> anyhow::Result<()> {
     let kernel = Watch::subscribe().context("the kernel's notices cannot be subscribed to")?;
     let notify = changed.clone();
     tokio::spawn(async move {
@@ -117,14 +140,12 @@ fn watch(directory: PathBuf, changed: &Arc<Notify>) -> anyhow::Result<()> {
             tracing::error!(%error, "the kernel's notices stopped; changes are now found by the timer");
         }
     });
-    let notify = changed.clone();
-    tokio::spawn(async move { dir::watch(directory, &notify).await });
     Ok(())
 }
 
 /// Takes everything of Warren's off this node, in the order that keeps traffic safe to the end.
 pub async fn teardown() -> anyhow::Result<()> {
-    let hands = Hands::new(Userspace::default_program(), names::interface(EPOCH, 0))?;
+    let hands = Hands::new(Some(Userspace::default_program()), names::interface(EPOCH, 0))?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let seen = hands.look().await?;
@@ -149,10 +170,12 @@ struct Agent {
     node: String,
     identity: Identity,
     listen_port: u16,
-    settings: Settings,
-    registry: DirRegistry,
+    settings: Source,
+    registry: Registry,
     hands: Hands,
     voice: Voice,
+    /// What the last look found, to tell what happened since.
+    status: Option<Status>,
     /// The actions of the last look, if some of them failed: trying them again is no news.
     failed: Vec<Action>,
     /// What was to be guarded at the last look: the only thing remembered, for the moment in which the guard is
@@ -166,6 +189,9 @@ impl Agent {
     /// Looks at everything, puts right what is not as it should be, and says what came of it.
     async fn pass(&mut self) -> Report {
         let mut failures = Vec::new();
+        if let Err(error) = self.settings.read() {
+            failures.push(format!("{error:#}"));
+        }
         let records = self.registry.read().unwrap_or_else(|error| {
             failures.push(format!("{error:#}"));
             self.registry.records()
@@ -194,15 +220,32 @@ impl Agent {
             }
         }
         self.failed = if failures.is_empty() { Vec::new() } else { actions };
-        if let (Some(announcement), Ok(Some(_))) = (&plan.announcement, &seen.device) {
-            match self.registry.publish(&annotations::publish(announcement)) {
-                Ok(true) => tracing::info!("announced to the registry"),
-                Ok(false) => {}
-                Err(error) => failures.push(format!("{error:#}")),
-            }
+        if let Err(error) = self.publish(&plan, &seen, failures.is_empty()) {
+            failures.push(format!("{error:#}"));
         }
-        let report = self.voice.report(self.own(&seen.view), &self.settings, &plan, &seen, failures);
+        let settings = self.settings.current();
+        let registry = self.registry.status();
+        let report = self.voice.report(self.own(&seen.view), settings, &plan, &seen, registry, failures);
+        self.tell(report.status.as_ref());
         Report { acted, ..report }
+    }
+
+    /// Announces the node once there is a tunnel to announce; takes that back once nothing leads into it.
+    fn publish(&self, plan: &Plan, seen: &Seen, sound: bool) -> anyhow::Result<()> {
+        match (&plan.announcement, &seen.device) {
+            (Some(announcement), Ok(Some(_))) => self.registry.publish(&annotations::publish(announcement)),
+            _ if sound && plan.withdrawal != Withdrawal::None => self.registry.publish(&[]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells the cluster how the node is, and what happened since the last look.
+    fn tell(&mut self, status: Option<&Status>) {
+        let Some(status) = status else { return };
+        self.registry.ready(status.ready && !status.withdrawn);
+        let news = happening::between(self.status.as_ref(), status);
+        news.into_iter().for_each(|happening| self.registry.tell(happening));
+        self.status = Some(status.clone());
     }
 
     /// Kills a tunnel that has not answered for many looks in a row: it is stopped or stuck, and the peers'
@@ -211,7 +254,10 @@ impl Agent {
         self.silent_looks = if seen.device.is_err() { self.silent_looks + 1 } else { 0 };
         if self.silent_looks == SILENT_LOOKS {
             match self.hands.kill_tunnel() {
-                Ok(pid) => tracing::error!(pid, "the tunnel did not answer any more and was killed"),
+                Ok(None) => {
+                    tracing::error!("the tunnel does not answer any more; whoever runs it should restart it")
+                }
+                Ok(Some(pid)) => tracing::error!(pid, "the tunnel did not answer any more and was killed"),
                 Err(error) => tracing::error!("the silent tunnel cannot be killed: {error:#}"),
             }
             self.silent_looks = 0;
@@ -230,7 +276,8 @@ impl Agent {
     }
 
     fn plan(&self, records: Vec<warren_core::Record>, seen: &Seen) -> Plan {
-        let snapshot = Snapshot { own: self.own(&seen.view), records, settings: self.settings.clone() };
+        let settings = Settings { api_servers: self.registry.servers(), ..self.settings.current().clone() };
+        let snapshot = Snapshot { own: self.own(&seen.view), records, settings };
         plan(&snapshot, &seen.standing(&self.guarded))
     }
 

@@ -38,9 +38,14 @@ pub struct Run {
     /// The name of this node in the registry.
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
-    /// Where nodes publish and watch announcements: `dir:PATH`, a directory of Node manifests in YAML.
+    /// Where nodes publish and watch announcements: `kubernetes`, the API server of the cluster this runs in;
+    /// `kubernetes:PATH`, that of a kubeconfig; `dir:PATH`, a directory of Node manifests in YAML.
     #[arg(long)]
     pub registry: Registry,
+    /// A directory of files named enforcement, cluster-cidrs, node-cidrs, service-cidrs and withdraw, such as a
+    /// mounted ConfigMap. What a file says outranks the option; it is read again at each look.
+    #[arg(long, value_name = "DIR")]
+    pub settings: Option<PathBuf>,
     /// The directory of this node's keys.
     #[arg(long, default_value = names::STATE_DIR)]
     pub state_dir: PathBuf,
@@ -50,12 +55,18 @@ pub struct Run {
     /// The userspace tunnel's program; by default the `warren-tunnel` beside this program.
     #[arg(long)]
     pub tunnel_program: Option<PathBuf>,
+    /// Somebody else starts and restarts the tunnel's program: another container. Only its socket is used.
+    #[arg(long, conflicts_with = "tunnel_program")]
+    pub external_tunnel: bool,
     /// The UDP port of the tunnel.
     #[arg(long, default_value_t = names::LISTEN_PORT, value_parser = clap::value_parser!(u16).range(1..))]
     pub listen_port: u16,
     /// Where to serve probes, metrics and status. They are for this node alone: keep it on loopback.
     #[arg(long, default_value = names::HTTP)]
     pub http: SocketAddr,
+    /// Where to serve the metrics alone, besides: for a Prometheus that is not on this node.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
     /// `strict` drops what is not encrypted; `permissive` counts it and lets it pass.
     #[arg(long, default_value = "strict", value_parser = enforcement)]
     pub enforcement: Enforcement,
@@ -65,6 +76,13 @@ pub struct Run {
     /// The networks of all nodes: endpoints outside them are not believed.
     #[arg(long, value_delimiter = ',')]
     pub node_cidrs: Vec<IpNet>,
+    /// The networks of the cluster's services: no node is believed to have one of these addresses.
+    #[arg(long, value_delimiter = ',')]
+    pub service_cidrs: Vec<IpNet>,
+    /// Leave the mesh without losing a packet, once all nodes are permissive: send nothing through tunnels,
+    /// take the announcement back, and remove all of Warren's once nobody else announces.
+    #[arg(long)]
+    pub withdraw: bool,
     /// How often to look without being told of a change, for example `5s` or `500ms`.
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub resync: Duration,
@@ -75,6 +93,8 @@ pub struct Run {
 pub enum Registry {
     /// A directory of Node manifests.
     Dir(PathBuf),
+    /// The Nodes of a Kubernetes cluster: the one this runs in, or that of a kubeconfig.
+    Kubernetes(Option<PathBuf>),
 }
 
 impl std::str::FromStr for Registry {
@@ -82,8 +102,10 @@ impl std::str::FromStr for Registry {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
+            None if text == "kubernetes" => Ok(Self::Kubernetes(None)),
+            Some(("kubernetes", path)) if !path.is_empty() => Ok(Self::Kubernetes(Some(path.into()))),
             Some(("dir", path)) if !path.is_empty() => Ok(Self::Dir(path.into())),
-            _ => Err(format!("{text:?} is no registry: write dir:PATH")),
+            _ => Err(format!("{text:?} is no registry: write kubernetes, kubernetes:PATH or dir:PATH")),
         }
     }
 }
@@ -95,7 +117,8 @@ pub enum BackendChoice {
     Userspace,
 }
 
-fn enforcement(text: &str) -> Result<Enforcement, String> {
+/// `strict` or `permissive`.
+pub fn enforcement(text: &str) -> Result<Enforcement, String> {
     match text {
         "strict" => Ok(Enforcement::Strict),
         "permissive" => Ok(Enforcement::Permissive),
@@ -132,11 +155,20 @@ mod tests {
         let parse = |line: &str| Args::try_parse_from(line.split(' '));
         let run = parse("warrend --node a --registry dir:/r").unwrap();
         assert_eq!(run.run.unwrap().registry, Registry::Dir("/r".into()));
+        let run = parse("warrend --node a --registry kubernetes").unwrap();
+        assert_eq!(run.run.unwrap().registry, Registry::Kubernetes(None));
+        let run = parse("warrend --node a --registry kubernetes:/k").unwrap();
+        assert_eq!(run.run.unwrap().registry, Registry::Kubernetes(Some("/k".into())));
         let teardown = parse("warrend teardown").unwrap();
         assert!(matches!(teardown.command, Some(Command::Teardown)) && teardown.run.is_none());
-        for bad in
-            ["warrend", "warrend --node a", "warrend --node a --registry /r", "warrend --registry dir:"]
-        {
+        for bad in [
+            "warrend",
+            "warrend --node a",
+            "warrend --node a --registry /r",
+            "warrend --registry dir:",
+            "warrend --node a --registry kubernetes:",
+            "warrend --node a --registry dir:/r --external-tunnel --tunnel-program /p",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -28,6 +28,8 @@ pub struct Seen {
     pub found: anyhow::Result<Found>,
     /// From the tunnel.
     pub device: anyhow::Result<Option<ObservedDevice>>,
+    /// Whether the tunnel's process is somebody else's.
+    pub external: bool,
 }
 
 impl Seen {
@@ -54,11 +56,14 @@ impl Seen {
                 desired.tunnel.as_ref().map(ObservedDevice::from)
             }
         };
+        // A tunnel that somebody else would start again at once is left alone where none is wanted: without
+        // routes that lead there it carries nothing.
+        let ours = !self.external || desired.tunnel.is_some();
         Observed {
             guard,
             guard_table,
-            link: self.view.link.clone(),
-            device,
+            link: self.view.link.clone().filter(|_| ours),
+            device: device.filter(|_| ours),
             routes: self.view.routes.clone(),
             rules: self.view.rules.clone(),
         }
@@ -88,8 +93,9 @@ impl Seen {
 }
 
 impl Hands {
-    /// Adapters for the network namespace of the current thread; `program` starts the tunnel of `interface`.
-    pub fn new(program: PathBuf, interface: String) -> anyhow::Result<Self> {
+    /// Adapters for the network namespace of the current thread; `program` starts the tunnel of `interface`, unless
+    /// somebody else does.
+    pub fn new(program: Option<PathBuf>, interface: String) -> anyhow::Result<Self> {
         Ok(Self { kernel: Kernel::open()?, tunnel: Userspace::new(program, interface) })
     }
 
@@ -97,7 +103,12 @@ impl Hands {
     pub async fn look(&self) -> anyhow::Result<Seen> {
         let (view, found, device) =
             tokio::join!(self.kernel.view(self.tunnel.interface()), guard::find(), self.tunnel.observe());
-        Ok(Seen { view: view?, found: found.map_err(Into::into), device: device.map_err(Into::into) })
+        Ok(Seen {
+            view: view?,
+            found: found.map_err(Into::into),
+            device: device.map_err(Into::into),
+            external: self.tunnel.is_external(),
+        })
     }
 
     /// Does one thing. `counters` are carried over where the guard is written anew.
@@ -128,8 +139,8 @@ impl Hands {
         Ok(())
     }
 
-    /// Kills the process behind the tunnel's socket; returns its pid.
-    pub fn kill_tunnel(&self) -> anyhow::Result<i32> {
+    /// Kills the process behind the tunnel's socket, unless somebody else looks after it; returns its pid.
+    pub fn kill_tunnel(&self) -> anyhow::Result<Option<i32>> {
         Ok(self.tunnel.kill()?)
     }
 }

@@ -106,15 +106,25 @@ impl Board {
 
 /// Serves the board at `address` in the background.
 pub async fn serve(address: SocketAddr, board: Board) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{address} cannot be listened on; choose another with --http"))?;
     let router = Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .with_state(board);
+    listen(address, router, "--http").await
+}
+
+/// Serves the metrics alone, for somebody who is not on this node.
+pub async fn serve_metrics(address: SocketAddr, board: Board) -> anyhow::Result<()> {
+    let router = Router::new().route("/metrics", get(metrics)).with_state(board);
+    listen(address, router, "--metrics").await
+}
+
+async fn listen(address: SocketAddr, router: Router, option: &str) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{address} cannot be listened on; choose another with {option}"))?;
     tokio::spawn(accept(listener, router));
     Ok(())
 }

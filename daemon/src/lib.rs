@@ -4,7 +4,7 @@
 //!  registry ─┐                              ┌─► guard      (nftables)
 //!  kernel ───┼─► agent ── warren-core ──────┼─► kernel     (addresses, routes, rules, MTU)
 //!  timer ────┘   (one loop owns all state)  ├─► tunnel     (warren-tunnel, over its socket)
-//!                                           └─► registry   (the own announcement)
+//!                                           └─► registry   (the own announcement, Events)
 //! ```
 //!
 //! Level-triggered: whatever happens, the agent looks at the registry and reads everything back from the
@@ -18,6 +18,7 @@ pub mod agent;
 pub mod args;
 pub mod guard;
 pub mod hands;
+pub mod happening;
 pub mod hardening;
 pub mod http;
 pub mod kernel;
@@ -26,4 +27,5 @@ pub mod logs;
 pub mod metrics;
 pub mod registry;
 pub mod report;
+pub mod settings;
 pub mod tunnel;

@@ -5,7 +5,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use warren_api::status::Status;
+use warren_api::status::{RegistryStatus, Status};
 
 use crate::http::Posted;
 
@@ -56,6 +56,9 @@ impl Collector for Snapshot {
         ] {
             out.gauge(name, help, [(vec![], nodes as f64)])?;
         }
+        if let Some(registry) = &status.registry {
+            out.registry(registry)?;
+        }
         out.guard(status)?;
         out.peers(status)
     }
@@ -64,6 +67,26 @@ impl Collector for Snapshot {
 struct Encoder<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
 impl Encoder<'_, '_> {
+    fn registry(&mut self, registry: &RegistryStatus) -> std::fmt::Result {
+        let connected = f64::from(u8::from(registry.connected));
+        self.gauge("warren_registry_connected", "1 while the API server answers", [(vec![], connected)])?;
+        self.gauge(
+            "warren_registry_last_contact_seconds",
+            "Seconds since something last came from the API server",
+            [(vec![], registry.last_contact_age)],
+        )?;
+        self.counter(
+            "warren_registry_requests",
+            "Requests made of the API server",
+            registry.requests.iter().map(|(verb, count)| (vec![("verb", verb.clone())], *count)),
+        )?;
+        self.counter(
+            "warren_events_suppressed",
+            "Happenings that were too many to be told as Events",
+            [(vec![], registry.suppressed_events)],
+        )
+    }
+
     fn guard(&mut self, status: &Status) -> std::fmt::Result {
         let counters = status.guard;
         let row = |direction: &str, address: &str, packets| {

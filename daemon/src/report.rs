@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use warren_api::status::{PeerStatus, Quarantined, Status};
-use warren_core::{ObservedDevice, Own, Plan, Settings};
+use warren_api::status::{PeerStatus, Quarantined, RegistryStatus, Status};
+use warren_core::{ObservedDevice, Own, Plan, Settings, Withdrawal};
 
 use crate::hands::Seen;
 
@@ -27,6 +27,7 @@ pub struct Voice {
     waiting: BTreeSet<String>,
     problems: BTreeSet<String>,
     ready: Option<bool>,
+    withdrawal: Withdrawal,
 }
 
 impl Voice {
@@ -44,14 +45,18 @@ impl Voice {
         settings: &Settings,
         plan: &Plan,
         seen: &Seen,
+        registry: Option<RegistryStatus>,
         failures: Vec<String>,
     ) -> Report {
-        let problems: Vec<String> = plan.problems.iter().chain(&failures).cloned().collect();
+        // That nothing comes from a registry is no problem for what stands; that peers learn nothing of this node is.
+        let unwritten = registry.iter().flat_map(|registry| &registry.unwritten);
+        let problems: Vec<String> = plan.problems.iter().chain(&failures).chain(unwritten).cloned().collect();
         let ready = problems.is_empty();
         self.say_quarantined(&plan.quarantined);
         self.say_waiting(&plan.waiting);
         self.say_problems(&problems);
         self.say_ready(ready);
+        self.say_withdrawn(plan.withdrawal);
         let tunnel = plan.desired.tunnel.as_ref();
         let mut status = Status {
             node: own.name,
@@ -68,6 +73,8 @@ impl Voice {
             peers: peers(plan),
             quarantined: plan.quarantined.clone(),
             waiting: plan.waiting.clone(),
+            registry,
+            withdrawn: plan.withdrawal != Withdrawal::None,
             guard: seen.counters(),
         };
         refresh(&mut status, seen);
@@ -102,6 +109,18 @@ impl Voice {
             tracing::info!("solved: {problem}");
         }
         self.problems = now;
+    }
+
+    fn say_withdrawn(&mut self, now: Withdrawal) {
+        if std::mem::replace(&mut self.withdrawal, now) != now {
+            match now {
+                Withdrawal::None => tracing::info!("the node is in the mesh again"),
+                Withdrawal::Leaving => {
+                    tracing::warn!("the node leaves the mesh: its traffic is NOT encrypted any more");
+                }
+                Withdrawal::Done => tracing::warn!("the node has left the mesh; Warren can be removed"),
+            }
+        }
     }
 
     fn say_ready(&mut self, now: bool) {

@@ -31,7 +31,8 @@ const START: Duration = Duration::from_secs(10);
 
 /// Drives one `warren-tunnel`.
 pub struct Userspace {
-    program: PathBuf,
+    /// `None` where somebody else starts it.
+    program: Option<PathBuf>,
     interface: String,
 }
 
@@ -56,6 +57,12 @@ pub enum TunnelError {
         /// What it said.
         message: String,
     },
+    /// Somebody else starts it, but has not.
+    #[error("nobody serves {socket}: is the container warren-tunnel running? See its log")]
+    External {
+        /// Which socket.
+        socket: PathBuf,
+    },
     /// Somebody else listens on the tunnel's port.
     #[error("UDP port {port} is taken: see who has it with `ss -lunp`, or choose another with --listen-port")]
     PortTaken {
@@ -73,8 +80,8 @@ pub enum TunnelError {
 }
 
 impl Userspace {
-    /// The tunnel of one interface; `program` starts it.
-    pub fn new(program: PathBuf, interface: String) -> Self {
+    /// The tunnel of one interface; `program` starts it, unless somebody else does.
+    pub fn new(program: Option<PathBuf>, interface: String) -> Self {
         Self { program, interface }
     }
 
@@ -85,6 +92,11 @@ impl Userspace {
         own.as_deref().and_then(Path::parent).map_or_else(|| name.into(), |directory| directory.join(name))
     }
 
+    /// Whether somebody else starts it, and would start it again at once.
+    pub fn is_external(&self) -> bool {
+        self.program.is_none()
+    }
+
     /// The tunnel's interface.
     pub fn interface(&self) -> &str {
         &self.interface
@@ -93,8 +105,11 @@ impl Userspace {
     /// Creates interface and device. Returns when both are there: the program goes into the background by
     /// itself then, and is nobody's child any more.
     pub async fn start(&self) -> Result<(), TunnelError> {
-        let run = |source| TunnelError::Run { program: self.program.clone(), source };
-        let output = Command::new(&self.program)
+        let Some(program) = &self.program else {
+            return Err(TunnelError::External { socket: uapi::socket_path(&self.interface) });
+        };
+        let run = |source| TunnelError::Run { program: program.clone(), source };
+        let output = Command::new(program)
             .arg(&self.interface)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -102,7 +117,7 @@ impl Userspace {
             .kill_on_drop(true)
             .output();
         let failed = |message: String| TunnelError::Start {
-            program: self.program.clone(),
+            program: program.clone(),
             interface: self.interface.clone(),
             message,
         };
@@ -126,7 +141,11 @@ impl Userspace {
     }
 
     /// Kills the process that made the socket, as the kernel knows it (SO_PEERCRED, unix(7)); returns its pid.
-    pub fn kill(&self) -> io::Result<i32> {
+    /// What somebody else looks after is not killed: in another container it has no pid here.
+    pub fn kill(&self) -> io::Result<Option<i32>> {
+        if self.program.is_none() {
+            return Ok(None);
+        }
         let address = UnixAddr::new(&uapi::socket_path(&self.interface))?;
         // Without blocking: a stopped process accepts nobody.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -134,7 +153,7 @@ impl Userspace {
         socket::connect(socket.as_raw_fd(), &address)?;
         let pid = socket::getsockopt(&socket, sockopt::PeerCredentials)?.pid();
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        Ok(pid)
+        Ok(Some(pid))
     }
 
     /// Reads the device back; `None` if nobody serves it.

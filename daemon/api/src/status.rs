@@ -1,5 +1,6 @@
 //! What a running `warrend` says of itself at `GET /status`, as JSON.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -41,8 +42,36 @@ pub struct Status {
     pub quarantined: Vec<Quarantined>,
     /// Nodes that have not announced a key yet.
     pub waiting: Vec<String>,
+    /// How it stands with the registry, where that is a server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry: Option<RegistryStatus>,
+    /// Whether the node leaves the mesh, or has left it.
+    #[serde(default)]
+    pub withdrawn: bool,
     /// Packets that the guard stopped, or in permissive mode would have stopped.
     pub guard: GuardCounters,
+}
+
+/// How it stands with a registry that is a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryStatus {
+    /// Its URL.
+    pub source: String,
+    /// Whether it answers. What is known of the nodes holds while it does not.
+    pub connected: bool,
+    /// Seconds since something last came from it.
+    pub last_contact_age: f64,
+    /// Why it does not answer, for a human.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Why this node's announcement does not stand there, for a human.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unwritten: Option<String>,
+    /// Requests made of it since the start, by verb (`list`, `watch`, `get`, `patch`, `create`).
+    pub requests: BTreeMap<String, u64>,
+    /// Happenings that were too many to be told as Events.
+    pub suppressed_events: u64,
 }
 
 /// Whether the guard drops, or only counts.

@@ -10,12 +10,14 @@ use std::fs::{self, DirEntry, Metadata, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::Notify;
+use warren_api::annotations::PUBLISHED;
 use warren_core::{NodeRecord, Record};
 
 use super::manifest;
@@ -78,7 +80,8 @@ impl DirRegistry {
         self.files.values().flat_map(|entry| entry.records.iter().cloned()).collect()
     }
 
-    /// Writes annotations to the own Node, unless they stand there already; says whether it wrote.
+    /// Has these annotations stand on the own Node, and no others of those that Warren publishes; says whether it
+    /// wrote.
     pub fn publish(&self, annotations: &[(&str, String)]) -> anyhow::Result<bool> {
         let mine = |entry: &Entry| entry.names.contains(&self.own);
         let Some((path, entry)) = self.files.iter().find(|(_, entry)| mine(entry)) else {
@@ -87,12 +90,18 @@ impl DirRegistry {
         let stands = |(name, value): &(&str, String)| {
             entry.annotations.as_ref().and_then(|present| present.get(*name)) == Some(value)
         };
-        if annotations.iter().all(stands) {
+        let superfluous = |name: &&str| {
+            let present = |entry: &BTreeMap<String, String>| entry.contains_key(*name);
+            entry.annotations.as_ref().is_some_and(present)
+                && !annotations.iter().any(|(wanted, _)| wanted == name)
+        };
+        let remove: Vec<&str> = PUBLISHED.into_iter().filter(superfluous).collect();
+        if annotations.iter().all(stands) && remove.is_empty() {
             return Ok(false);
         }
         let name = path.display();
         let (text, stamp) = load(path).with_context(|| format!("{name} cannot be read"))?;
-        let text = match manifest::annotate(&text, &self.own, annotations) {
+        let text = match manifest::annotate(&text, &self.own, annotations, &remove) {
             Ok(Some(text)) => text,
             Ok(None) => return Ok(false),
             Err(reason) => bail!("the announcement cannot be written: {name} {reason}"),
@@ -273,6 +282,11 @@ mod tests {
         assert!(!registry.publish(&wanted).unwrap());
         assert_eq!(fs::read_to_string(home.path().join("b.yaml")).unwrap(), manifest_of("b"));
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2, "no temporary file is left");
+        registry.read().unwrap();
+        assert!(registry.publish(&[]).unwrap(), "the announcement is taken back");
+        assert!(!fs::read_to_string(home.path().join("a.yaml")).unwrap().contains("warren.internal"));
+        registry.read().unwrap();
+        assert!(!registry.publish(&[]).unwrap());
         registry.read().unwrap();
         write("a.yaml", "garbled: [");
         registry.read().unwrap();

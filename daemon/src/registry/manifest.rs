@@ -16,9 +16,14 @@ pub fn nodes(text: &str) -> Result<Vec<Node>, String> {
     if nodes.is_empty() { Err("holds no Node".to_owned()) } else { Ok(nodes) }
 }
 
-/// The text of one Node with some of its annotations set and everything else kept, or `None` if they all
-/// stand there already.
-pub fn annotate(text: &str, node: &str, annotations: &[(&str, String)]) -> Result<Option<String>, String> {
+/// The text of one Node with some of its annotations set, some removed, and everything else kept, or `None` if
+/// that is how it is already.
+pub fn annotate(
+    text: &str,
+    node: &str,
+    annotations: &[(&str, String)],
+    remove: &[&str],
+) -> Result<Option<String>, String> {
     let mut documents = documents(text)?;
     let [document] = &mut documents[..] else {
         return Err(format!(
@@ -42,6 +47,9 @@ pub fn annotate(text: &str, node: &str, annotations: &[(&str, String)]) -> Resul
             present.insert((*name).into(), value.as_str().into());
             changed = true;
         }
+    }
+    for name in remove {
+        changed |= present.remove(*name).is_some();
     }
     changed.then(|| serde_norway::to_string(document).map_err(|error| error.to_string())).transpose()
 }
@@ -135,28 +143,30 @@ status:
     fn annotating_keeps_everything_else_and_is_idempotent() {
         let wanted =
             [("warren.internal/epoch", "0".to_owned()), ("warren.internal/public-key", "k".to_owned())];
-        let text = annotate(NODE, "node-1", &wanted).unwrap().unwrap();
+        let text = annotate(NODE, "node-1", &wanted, &[]).unwrap().unwrap();
         let (before, after) = (nodes(NODE).unwrap().remove(0), nodes(&text).unwrap().remove(0));
         assert_eq!(after.metadata.annotations["warren.internal/epoch"], "0");
         assert_eq!((after.spec, after.status), (before.spec, before.status));
         let value: Value = serde_norway::from_str(&text).unwrap();
         assert_eq!(value["status"]["capacity"]["memory"], "16Gi");
         assert_eq!(value["spec"]["taints"][0]["key"], "a");
-        assert_eq!(annotate(&text, "node-1", &wanted).unwrap(), None);
+        assert_eq!(annotate(&text, "node-1", &wanted, &[]).unwrap(), None);
+        let less = annotate(&text, "node-1", &[], &["warren.internal/epoch"]).unwrap().unwrap();
+        assert!(!nodes(&less).unwrap()[0].metadata.annotations.contains_key("warren.internal/epoch"));
     }
 
     #[test]
     fn a_file_that_is_not_this_nodes_alone_is_not_written() {
         let wanted = [("a", "b".to_owned())];
-        assert!(annotate(&format!("{NODE}---\n{NODE}"), "node-1", &wanted).is_err());
-        assert!(annotate(NODE, "node-2", &wanted).is_err());
+        assert!(annotate(&format!("{NODE}---\n{NODE}"), "node-1", &wanted, &[]).is_err());
+        assert!(annotate(NODE, "node-2", &wanted, &[]).is_err());
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_reader_panic(text in "[a-zN:{}\\[\\]&*!\"'\\-\n 0-9]{0,200}") {
             let _ = nodes(&text);
-            let _ = annotate(&text, "node-1", &[]);
+            let _ = annotate(&text, "node-1", &[], &[]);
         }
     }
 }

@@ -5,12 +5,16 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
-use warren_tunnel::daemon;
 use warren_tunnel::runtime::{MAX_LANES, Tunnel};
+use warren_tunnel::{daemon, uapi};
+
+/// How long the program may take to answer a probe. It takes milliseconds; a kubelet gives up after this and more.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// A WireGuard interface in userspace, configured with wg(8).
 #[derive(Parser)]
@@ -19,6 +23,9 @@ struct Args {
     /// Stay in the foreground, and log to standard error
     #[arg(short, long)]
     foreground: bool,
+    /// Ask the program that serves the interface whether it answers, and do nothing else: a liveness probe
+    #[arg(long, conflicts_with_all = ["foreground", "lanes"])]
+    probe: bool,
     /// Threads, each with a queue of the interface and a UDP port of its own (the listen port and those
     /// after it)
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_LANES as i64))]
@@ -42,7 +49,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Args { foreground, lanes, log, interface }: Args) -> Result<()> {
+fn run(Args { foreground, probe, lanes, log, interface }: Args) -> Result<()> {
+    if probe {
+        return self::probe(&interface);
+    }
     // Keys are in memory from now on: no core dumps, no ptrace by others than root.
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
     start_log(log.as_deref().unwrap_or(if foreground { "info" } else { "off" }))?;
@@ -54,6 +64,14 @@ fn run(Args { foreground, lanes, log, interface }: Args) -> Result<()> {
     let background = daemon::into_background(log.is_some())?;
     // From here on there is nobody to tell but through `background`.
     background.report(|ready| tunnel.serve(ready).map(drop))
+}
+
+/// Fails unless the interface's socket answers in time. That peers are away is no fault of the program.
+fn probe(interface: &str) -> Result<()> {
+    let socket = uapi::socket_path(interface);
+    uapi::client::get(&socket, PROBE)
+        .map(drop)
+        .with_context(|| format!("nobody serves {interface} as it should"))
 }
 
 /// Text on standard error. boringtun warns of handshakes that nobody answers, which is no more than a peer

@@ -1,0 +1,226 @@
+//! The requests that Warren makes of the API server, and no others: what the ClusterRole `warren-daemon` allows.
+//!
+//! Each is counted. Lists are read as a stream, a Node at a time: 5,000 whole Nodes are 75 MB, of which a few
+//! hundred bytes each are kept.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::Stream;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{Method, Request};
+use k8s_openapi::api::events::v1::Event;
+use kube::Client;
+use kube::core::WatchEvent;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use tokio::time::timeout;
+use tokio_util::compat::FuturesAsyncReadCompatExt as _;
+use tokio_util::io::SyncIoBridge;
+use warren_api::annotations::{NOT_READY, PREFIX};
+use warren_api::node::{Metadata, Node, Partial};
+
+use super::list::{Page, read_list};
+
+const NODES: &str = "/api/v1/nodes";
+const EVENTS: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+
+/// Who owns the annotations, in server-side apply.
+const FIELD_MANAGER: &str = "warrend";
+
+/// Nodes in one page of the first list, as kubectl asks for. A server that answers from its cache may ignore it.
+const PAGE: u32 = 500;
+
+/// How long an answer may take: of one Node, of the beginning of a watch, and of a list of thousands.
+const ANSWER: Duration = Duration::from_secs(10);
+const LIST: Duration = Duration::from_secs(120);
+
+/// What was asked, for the metrics.
+#[derive(Debug, Default)]
+pub struct Requests {
+    list: AtomicU64,
+    watch: AtomicU64,
+    get: AtomicU64,
+    patch: AtomicU64,
+    create: AtomicU64,
+}
+
+impl Requests {
+    /// Each verb and how often it was used.
+    pub fn counts(&self) -> [(&'static str, u64); 5] {
+        [
+            ("list", &self.list),
+            ("watch", &self.watch),
+            ("get", &self.get),
+            ("patch", &self.patch),
+            ("create", &self.create),
+        ]
+        .map(|(verb, count)| (verb, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// The API server.
+pub struct Api {
+    client: Client,
+    /// What was asked of it.
+    pub requests: Requests,
+}
+
+impl Api {
+    /// Through this client.
+    pub fn new(client: Client) -> Self {
+        Self { client, requests: Requests::default() }
+    }
+
+    /// All Nodes whole, each reduced by `keep` as it arrives, and the version of the list. `recent`: not from the
+    /// server's cache, which after its restart may be older than what is known here.
+    pub async fn list<T: Send + 'static>(
+        &self,
+        recent: bool,
+        keep: impl Fn(Node) -> T + Clone + Send + 'static,
+    ) -> anyhow::Result<(Vec<T>, String)> {
+        let start = if recent { "" } else { "&resourceVersion=0" };
+        let mut query = format!("limit={PAGE}{start}");
+        let mut items = Vec::new();
+        loop {
+            let page = self.page(&format!("{NODES}?{query}"), "application/json", keep.clone()).await?;
+            items.extend(page.items);
+            if page.rest.is_empty() {
+                return Ok((items, page.version));
+            }
+            query = format!("limit={PAGE}&continue={}", page.rest);
+        }
+    }
+
+    /// The metadata of all Nodes, at least as new as `version`.
+    pub async fn list_metadata(&self, version: &str) -> anyhow::Result<(Vec<Metadata>, String)> {
+        let path = format!("{NODES}?resourceVersion={version}&resourceVersionMatch=NotOlderThan");
+        let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        let page = self.page(&path, accept, |partial: Partial| partial.metadata).await?;
+        Ok((page.items, page.version))
+    }
+
+    async fn page<T: DeserializeOwned, U: Send + 'static>(
+        &self,
+        path: &str,
+        accept: &str,
+        keep: impl Fn(T) -> U + Send + 'static,
+    ) -> anyhow::Result<Page<U>> {
+        self.requests.list.fetch_add(1, Ordering::Relaxed);
+        let request = Request::get(path).header(ACCEPT, accept).body(Vec::new())?;
+        let read = async {
+            let body = self.client.request_stream(request).await?;
+            let reader = SyncIoBridge::new(body.compat());
+            tokio::task::spawn_blocking(move || read_list(reader, keep)).await?
+        };
+        timeout(LIST, read).await.with_context(|| format!("no whole list within {} s", LIST.as_secs()))?
+    }
+
+    /// What happens to Nodes after `version`, as far as their metadata tells. It ends after `seconds`.
+    pub async fn watch(
+        &self,
+        version: &str,
+        seconds: u64,
+    ) -> anyhow::Result<impl Stream<Item = kube::Result<WatchEvent<Partial>>> + use<>> {
+        self.requests.watch.fetch_add(1, Ordering::Relaxed);
+        let path = format!(
+            "{NODES}?watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={seconds}"
+        );
+        let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+        let request = Request::get(path).header(ACCEPT, accept).body(Vec::new())?;
+        in_time(self.client.request_events(request)).await
+    }
+
+    /// One Node, at least as new as `version`; `None` if there is none.
+    pub async fn get(&self, name: &str, version: u64) -> anyhow::Result<Option<Node>> {
+        self.requests.get.fetch_add(1, Ordering::Relaxed);
+        let request = Request::get(format!("{NODES}/{name}?resourceVersion={version}")).body(Vec::new())?;
+        match in_time(self.client.request_text(request)).await {
+            Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+            Err(error) if code(&error) == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the own Node carry these annotations of ours and no others of ours (server-side apply). Where
+    /// somebody else wrote one of them since, that is a conflict, unless `force`. The UID makes sure that no other
+    /// Node of this name is meant, and that none is created.
+    pub async fn apply(
+        &self,
+        name: &str,
+        uid: &str,
+        annotations: &[(String, String)],
+        force: bool,
+    ) -> anyhow::Result<Node> {
+        let annotations: serde_json::Map<_, _> =
+            annotations.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let body = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "uid": uid, "annotations": annotations},
+        });
+        let query = format!("fieldManager={FIELD_MANAGER}&force={force}");
+        self.patch(name, &query, "application/apply-patch+yaml", &body).await
+    }
+
+    /// Takes annotations off the own Node that no server-side apply of ours owns: some of an older version's, or
+    /// written by hand.
+    pub async fn remove_annotations(&self, name: &str, annotations: &[String]) -> anyhow::Result<Node> {
+        let nulls: serde_json::Map<_, _> =
+            annotations.iter().map(|name| (name.clone(), serde_json::Value::Null)).collect();
+        debug_assert!(annotations.iter().all(|name| name.starts_with(PREFIX)));
+        let body = json!({"metadata": {"annotations": nulls}});
+        let query = format!("fieldManager={FIELD_MANAGER}");
+        self.patch(name, &query, "application/merge-patch+json", &body).await
+    }
+
+    /// Takes the startup taint off the own Node, and leaves all others as they are.
+    pub async fn untaint(&self, name: &str) -> anyhow::Result<Node> {
+        let body = json!({"spec": {"taints": [{"$patch": "delete", "key": NOT_READY}]}});
+        let query = format!("fieldManager={FIELD_MANAGER}");
+        self.patch(name, &query, "application/strategic-merge-patch+json", &body).await
+    }
+
+    async fn patch(
+        &self,
+        name: &str,
+        query: &str,
+        kind: &str,
+        body: &serde_json::Value,
+    ) -> anyhow::Result<Node> {
+        self.requests.patch.fetch_add(1, Ordering::Relaxed);
+        let request = Request::builder()
+            .method(Method::PATCH)
+            .uri(format!("{NODES}/{name}?{query}"))
+            .header(CONTENT_TYPE, kind)
+            .body(serde_json::to_vec(body)?)?;
+        let text = in_time(self.client.request_text(request)).await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Creates an Event. That one of this name stands there already is as good.
+    pub async fn create(&self, event: &Event) -> anyhow::Result<()> {
+        self.requests.create.fetch_add(1, Ordering::Relaxed);
+        let request = Request::post(EVENTS)
+            .header(CONTENT_TYPE, "application/json")
+            .body(serde_json::to_vec(event)?)?;
+        match in_time(self.client.request_text(request)).await {
+            Err(error) if code(&error) != Some(409) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The HTTP status that the server answered with, if it answered.
+pub fn code(error: &anyhow::Error) -> Option<u16> {
+    match error.downcast_ref() {
+        Some(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
+    let answer = timeout(ANSWER, answer).await;
+    Ok(answer.with_context(|| format!("no answer within {} s", ANSWER.as_secs()))??)
+}

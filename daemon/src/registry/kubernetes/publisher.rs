@@ -1,0 +1,202 @@
+//! Keeps the own Node as the daemon wants it: the announcement on it, the startup taint off it.
+//!
+//! Level-triggered: whenever the wish or the Node changes, the two are compared, and only a difference is
+//! written. So a restart writes nothing, and what somebody removes or garbles is written again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+use warren_api::annotations::{ANNOUNCEMENT, PUBLISHED};
+use warren_api::node::Node;
+
+use super::store::OwnNode;
+use super::{Shared, api, backoff};
+use crate::happening;
+
+/// Somebody who overwrites the announcement again and again is not kept company: each further write within five
+/// minutes waits twice as long as the one before, from 1 s up to 64 s.
+const MEMORY: Duration = Duration::from_secs(300);
+
+/// What the own Node should be like.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Warren's annotations; `None` while it is not known what to say.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// Whether pods may run: the startup taint is no longer needed.
+    pub ready: bool,
+}
+
+/// What is to be written.
+#[derive(Debug, PartialEq, Eq)]
+enum Write {
+    Announcement(BTreeMap<String, String>),
+    /// Annotations that server-side apply does not take away, because it did not put them there.
+    Leftovers(Vec<String>),
+    Untaint,
+}
+
+/// Runs for as long as the daemon does.
+pub async fn run(shared: Arc<Shared>, mut wish: watch::Receiver<Wish>) {
+    let mut waits = backoff();
+    let mut recent = VecDeque::new();
+    loop {
+        let wanted = wish.borrow_and_update().clone();
+        let own = shared.with(|store| store.own().cloned());
+        let Some((own, write)) = own.and_then(|own| next_write(&wanted, &own).map(|write| (own, write)))
+        else {
+            waits = backoff();
+            tokio::select! {
+                changed = wish.changed() => if changed.is_err() { return },
+                () = shared.own_changed.notified() => {}
+            }
+            continue;
+        };
+        sleep(pace(&mut recent, Instant::now())).await;
+        let result = perform(&shared, &own, &write).await;
+        shared.wrote(result.as_ref().map(drop));
+        match result {
+            Ok(()) => recent.push_back(Instant::now()),
+            Err(error) => {
+                // Another Node of this name, or none: what is known of it is out of date.
+                if matches!(api::code(&error), Some(404 | 409)) {
+                    refresh(&shared).await;
+                }
+                sleep(waits.next().unwrap_or_default()).await;
+            }
+        }
+    }
+}
+
+/// The first thing that differs from the wish.
+fn next_write(wish: &Wish, own: &OwnNode) -> Option<Write> {
+    if let Some(wanted) = &wish.annotations {
+        let stands = |(name, value): (&String, &String)| own.annotations.get(name) == Some(value);
+        if !wanted.iter().all(stands) {
+            return Some(Write::Announcement(wanted.clone()));
+        }
+        let superfluous = |name: &&str| own.annotations.contains_key(*name) && !wanted.contains_key(*name);
+        let leftovers: Vec<String> =
+            PUBLISHED.iter().filter(|name| superfluous(name)).map(|name| (*name).to_owned()).collect();
+        if !leftovers.is_empty() {
+            return Some(Write::Leftovers(leftovers));
+        }
+    }
+    (wish.ready && own.tainted).then_some(Write::Untaint)
+}
+
+/// How long to wait before the next write.
+fn pace(recent: &mut VecDeque<Instant>, now: Instant) -> Duration {
+    while recent.front().is_some_and(|at| now.duration_since(*at) > MEMORY) {
+        recent.pop_front();
+    }
+    match recent.len() {
+        // The announcement, its leftovers and the taint are three writes of one kind: the first.
+        0..=2 => Duration::ZERO,
+        more => Duration::from_secs(1 << (more - 3).min(6)),
+    }
+}
+
+async fn perform(shared: &Arc<Shared>, own: &OwnNode, write: &Write) -> anyhow::Result<()> {
+    let name = &shared.node;
+    let node = match write {
+        Write::Announcement(annotations) => {
+            let node = announce(shared, own, annotations).await?;
+            tracing::info!("announced to the registry");
+            let before = own.annotations.get(ANNOUNCEMENT).map(String::as_str);
+            let now = annotations.get(ANNOUNCEMENT).map(String::as_str);
+            happening::announced(before, now).into_iter().for_each(|happening| shared.tell(happening));
+            node
+        }
+        Write::Leftovers(names) => {
+            let node = shared.api.remove_annotations(name, names).await?;
+            tracing::info!("the announcement is taken back");
+            node
+        }
+        Write::Untaint => {
+            let node = shared.api.untaint(name).await?;
+            tracing::info!("the startup taint is removed: pods may run here");
+            node
+        }
+    };
+    learn(shared, &node);
+    Ok(())
+}
+
+async fn announce(
+    shared: &Arc<Shared>,
+    own: &OwnNode,
+    annotations: &BTreeMap<String, String>,
+) -> anyhow::Result<Node> {
+    let annotations: Vec<(String, String)> = annotations.clone().into_iter().collect();
+    let apply = |force| shared.api.apply(&shared.node, &own.uid, &annotations, force);
+    match apply(false).await {
+        Err(error) if api::code(&error) == Some(409) => {
+            tracing::warn!("somebody else wrote this Node's announcement, which is taken back: {error:#}");
+            apply(true).await
+        }
+        result => result,
+    }
+}
+
+async fn refresh(shared: &Arc<Shared>) {
+    if let Ok(Some(node)) = shared.api.get(&shared.node, 0).await {
+        learn(shared, &node);
+    }
+}
+
+fn learn(shared: &Arc<Shared>, node: &Node) {
+    let changed = shared.with(|store| store.written(node, Instant::now()));
+    shared.notify(changed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn only_a_difference_is_written() {
+        const A: &str = "warren.internal/announcement";
+        const E: &str = "warren.internal/epoch";
+        let wish = |annotations, ready| Wish { annotations, ready };
+        let both = map(&[(A, "a"), (E, "0")]);
+        let announce = || Some(Write::Announcement(both.clone()));
+        for (wish, present, tainted, expected) in [
+            (wish(Some(both.clone()), false), map(&[]), false, announce()),
+            (wish(Some(both.clone()), false), map(&[(A, "a")]), false, announce()),
+            (wish(Some(both.clone()), false), map(&[(A, "b"), (E, "0")]), true, announce()),
+            (wish(Some(both.clone()), true), both.clone(), false, None),
+            (wish(Some(both.clone()), false), both.clone(), true, None),
+            (wish(Some(both.clone()), true), both.clone(), true, Some(Write::Untaint)),
+            (
+                wish(Some(map(&[])), false),
+                both.clone(),
+                false,
+                Some(Write::Leftovers(vec![A.into(), E.into()])),
+            ),
+            (wish(Some(map(&[])), false), map(&[("warren.internal/rotate", "now")]), false, None),
+            (wish(None, false), both.clone(), false, None),
+        ] {
+            let own = OwnNode { uid: "u".into(), annotations: present, tainted };
+            assert_eq!(next_write(&wish, &own), expected, "{wish:?} on {own:?}");
+        }
+    }
+
+    #[test]
+    fn who_overwrites_again_and_again_is_not_kept_company() {
+        let now = Instant::now();
+        let mut recent: VecDeque<Instant> = std::iter::repeat_n(now, 2).collect();
+        assert_eq!(pace(&mut recent, now), Duration::ZERO);
+        recent.extend(std::iter::repeat_n(now, 5));
+        assert_eq!(pace(&mut recent, now), Duration::from_secs(16));
+        recent.extend(std::iter::repeat_n(now, 50));
+        assert_eq!(pace(&mut recent, now), Duration::from_secs(64));
+        assert_eq!(pace(&mut recent, now + MEMORY + Duration::from_secs(1)), Duration::ZERO);
+    }
+}

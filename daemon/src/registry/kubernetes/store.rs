@@ -1,0 +1,449 @@
+//! What is known of all Nodes, and what has to be asked: a pure state machine, fed with what the API server
+//! sends.
+//!
+//! ```text
+//!   full list ──► listed ──┐
+//!   watch ──► seen, deleted ┼─► records for the plan
+//!   metadata list ─► relisted │
+//!   GET ──► got ───────────┘◄── Effect: ask for this Node
+//! ```
+//!
+//! The watch carries metadata alone, so the announcement is seen at once, but not what Kubernetes gave the node.
+//! Whatever an announcement is checked against (pod CIDRs, addresses) is therefore asked for whenever the
+//! announcement is new, and the new announcement is believed with the answer, not before. What needs no check
+//! (a node is gone, took its announcement back, was quarantined) holds at once.
+//!
+//! What is known is forgotten only when the API server says so: nothing here has a time-out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use warren_api::annotations::{ANNOUNCEMENT, NOT_READY, QUARANTINE};
+use warren_api::node::{Metadata, Node};
+use warren_core::{NodeRecord, Record};
+
+/// A Node without pod CIDRs is asked for again when it changes: Kubernetes gives them a moment after the Node
+/// appears, never changes them, and the metadata does not tell. First after this long, then each time twice as
+/// long, up to the second figure: where nodes never get any, that must not cost a request a heartbeat.
+const POOR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// The own Node is asked for again when it changes, so that taints and addresses are known, but not more often.
+/// Heartbeats come every 10 s to 5 min.
+const OWN: Duration = Duration::from_secs(30);
+
+/// All Nodes.
+#[derive(Debug)]
+pub struct Store {
+    own: String,
+    own_node: Option<OwnNode>,
+    nodes: BTreeMap<String, Entry>,
+    /// Nodes that are asked for: how new the answer must be, and from when on.
+    asking: BTreeMap<String, (u64, Instant)>,
+    /// Where the watch goes on; empty before the first list.
+    version: String,
+}
+
+/// What the own Node says beside what all Nodes say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnNode {
+    /// Its UID.
+    pub uid: String,
+    /// Warren's annotations on it.
+    pub annotations: BTreeMap<String, String>,
+    /// Whether it has the startup taint.
+    pub tainted: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: Arc<NodeRecord>,
+    /// The announcement as it stands on the Node.
+    text: Option<String>,
+    /// When it may be asked for again only because it changed, and how long after that.
+    again: (Instant, Duration),
+}
+
+/// What follows from an input.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Effect {
+    /// The records are not what they were.
+    pub changed: bool,
+    /// This Node is to be asked for, not before this time; then [`Store::got`] or [`Store::gone`].
+    pub ask: Option<Instant>,
+}
+
+impl Entry {
+    /// Takes over from the metadata what needs no check; says whether that changed anything.
+    fn see(&mut self, metadata: &Metadata) -> bool {
+        let mut record = NodeRecord::clone(&self.record);
+        record.quarantine = metadata.annotations.get(QUARANTINE).cloned();
+        record.control_plane = metadata.is_control_plane();
+        if !metadata.annotations.contains_key(ANNOUNCEMENT) {
+            record.announcement = None;
+            self.text = None;
+        }
+        let changed = record != *self.record;
+        if changed {
+            self.record = record.into();
+        }
+        changed
+    }
+}
+
+impl Store {
+    /// Nothing is known yet.
+    pub fn new(own: String) -> Self {
+        Self { own, own_node: None, nodes: BTreeMap::new(), asking: BTreeMap::new(), version: String::new() }
+    }
+
+    /// All Nodes for the plan; `None` before the first list.
+    pub fn records(&self) -> Option<Vec<Record>> {
+        let records = || self.nodes.values().map(|entry| Record::Node(entry.record.clone())).collect();
+        (!self.version.is_empty()).then(records)
+    }
+
+    /// The own Node, if there is one.
+    pub fn own(&self) -> Option<&OwnNode> {
+        self.own_node.as_ref()
+    }
+
+    /// The UID of a Node, if it is known.
+    pub fn uid(&self, name: &str) -> Option<&str> {
+        self.nodes.get(name).map(|entry| entry.record.uid.as_str())
+    }
+
+    /// How many Nodes there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Where the watch goes on; empty if all Nodes have to be listed first.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The server knows nothing of the version any more, not even that it is old: all have to be listed.
+    pub fn forget_version(&mut self) {
+        self.version.clear();
+    }
+
+    /// All Nodes, whole.
+    pub fn listed(&mut self, nodes: impl IntoIterator<Item = Node>, version: String, now: Instant) {
+        self.nodes.clear();
+        self.asking.clear();
+        self.own_node = None;
+        for node in nodes {
+            self.put(&node, now);
+        }
+        self.version = version;
+    }
+
+    /// The metadata of all Nodes; returns which are to be asked for, and whether anything changed.
+    pub fn relisted(&mut self, all: Vec<Metadata>, version: String, now: Instant) -> (bool, Vec<Metadata>) {
+        let names: BTreeSet<&str> = all.iter().map(|metadata| metadata.name.as_str()).collect();
+        let gone: Vec<String> =
+            self.nodes.keys().filter(|name| !names.contains(name.as_str())).cloned().collect();
+        let mut changed = !gone.is_empty();
+        gone.iter().for_each(|name| self.remove(name));
+        let mut ask = Vec::new();
+        for metadata in all {
+            let effect = self.seen(&metadata, now);
+            changed |= effect.changed;
+            if effect.ask.is_some() {
+                ask.push(metadata);
+            }
+        }
+        self.version = version;
+        (changed, ask)
+    }
+
+    /// The watch has come this far without anything else to say.
+    pub fn bookmark(&mut self, version: String) {
+        self.version = version;
+    }
+
+    /// The watch shows that a Node is there, or changed.
+    pub fn seen(&mut self, metadata: &Metadata, now: Instant) -> Effect {
+        self.version.clone_from(&metadata.resource_version);
+        let name = &metadata.name;
+        let announcement = metadata.annotations.get(ANNOUNCEMENT);
+        let own_changed = self.see_own(metadata);
+        let Some(entry) = self.nodes.get_mut(name).filter(|entry| entry.record.uid == metadata.uid) else {
+            return Effect { changed: own_changed, ask: self.ask(metadata, now) };
+        };
+        let changed = entry.see(metadata);
+        // An answer on its way may be older than this.
+        if let Some((wanted, _)) = self.asking.get_mut(name).filter(|_| changed) {
+            *wanted = number(&metadata.resource_version);
+        }
+        let ask = if announcement.is_some() && entry.text.as_ref() != announcement {
+            self.ask(metadata, now)
+        } else if *name == self.own || entry.record.pod_cidrs.is_empty() {
+            let at = entry.again.0.max(now);
+            self.ask(metadata, at)
+        } else {
+            None
+        };
+        Effect { changed: changed || own_changed, ask }
+    }
+
+    /// One question at a time: the answer to one that is under way is held against the newest wish.
+    fn ask(&mut self, metadata: &Metadata, at: Instant) -> Option<Instant> {
+        let wanted = number(&metadata.resource_version);
+        match self.asking.get_mut(&metadata.name) {
+            Some((newest, under_way)) if *under_way <= at => {
+                *newest = wanted;
+                None
+            }
+            _ => {
+                self.asking.insert(metadata.name.clone(), (wanted, at));
+                Some(at)
+            }
+        }
+    }
+
+    /// The watch shows that a Node is gone.
+    pub fn deleted(&mut self, metadata: &Metadata) -> Effect {
+        self.version.clone_from(&metadata.resource_version);
+        let name = &metadata.name;
+        // A list or an answer may be ahead of the watch and show its successor already.
+        let known = self.nodes.get(name).is_some_and(|entry| entry.record.uid == metadata.uid);
+        if known || !self.nodes.contains_key(name) {
+            self.remove(name);
+        }
+        Effect { changed: known, ask: None }
+    }
+
+    /// How new an answer about a Node must be; `None` if the question is moot.
+    pub fn wanted(&self, name: &str) -> Option<u64> {
+        self.asking.get(name).map(|(wanted, _)| *wanted)
+    }
+
+    /// The answer to a question. One that is too old, or that nobody waits for, changes nothing: ask again while
+    /// [`Store::wanted`] says so.
+    pub fn got(&mut self, node: &Node, now: Instant) -> bool {
+        let name = &node.metadata.name;
+        match self.asking.get(name) {
+            Some((wanted, _)) if number(&node.metadata.resource_version) >= *wanted => {}
+            _ => return false,
+        }
+        self.asking.remove(name);
+        self.put(node, now)
+    }
+
+    /// The answer is that there is no such Node. Its deletion is on its way.
+    pub fn gone(&mut self, name: &str) {
+        self.asking.remove(name);
+    }
+
+    /// The own Node as it stands after it was written; says whether anything changed.
+    pub fn written(&mut self, node: &Node, now: Instant) -> bool {
+        let newer = |(wanted, _): &(u64, Instant)| number(&node.metadata.resource_version) >= *wanted;
+        if self.asking.get(&node.metadata.name).is_some_and(newer) {
+            self.asking.remove(&node.metadata.name);
+        }
+        self.put(node, now)
+    }
+
+    fn put(&mut self, node: &Node, now: Instant) -> bool {
+        let Metadata { name, uid, annotations, .. } = &node.metadata;
+        let mut changed = false;
+        if *name == self.own {
+            let tainted = node.spec.taints.iter().any(|taint| taint.key == NOT_READY);
+            let own = Some(OwnNode { uid: uid.clone(), annotations: annotations.clone(), tainted });
+            changed = self.own_node != own;
+            self.own_node = own;
+        }
+        let record = NodeRecord::from(node);
+        let before = self.nodes.get(name);
+        let wait = match before {
+            _ if !record.pod_cidrs.is_empty() => OWN,
+            Some(before) if before.record.uid == *uid => (before.again.1 * 2).min(POOR.1),
+            _ => POOR.0,
+        };
+        changed |= before.is_none_or(|before| *before.record != record);
+        let text = annotations.get(ANNOUNCEMENT).cloned();
+        self.nodes.insert(name.clone(), Entry { record: record.into(), text, again: (now + wait, wait) });
+        changed
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.nodes.remove(name);
+        self.asking.remove(name);
+        if *name == self.own {
+            self.own_node = None;
+        }
+    }
+
+    fn see_own(&mut self, metadata: &Metadata) -> bool {
+        let Some(own) = &mut self.own_node else { return false };
+        let same =
+            metadata.name != self.own || own.uid != metadata.uid || own.annotations == metadata.annotations;
+        if !same {
+            own.annotations.clone_from(&metadata.annotations);
+        }
+        !same
+    }
+}
+
+/// A version as a number. Kubernetes calls it opaque, but promises since 1.35 what has always been so: of one
+/// resource, a greater number is newer. Anything else counts as oldest.
+fn number(version: &str) -> u64 {
+    version.parse().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use warren_api::node::Spec;
+
+    const NOW: fn() -> Instant = Instant::now;
+
+    fn metadata(name: &str, uid: &str, version: u64, announcement: Option<&str>) -> Metadata {
+        let annotations = announcement.map(|text| (ANNOUNCEMENT.to_owned(), text.to_owned()));
+        Metadata {
+            name: name.into(),
+            uid: uid.into(),
+            resource_version: version.to_string(),
+            annotations: annotations.into_iter().collect(),
+            ..Metadata::default()
+        }
+    }
+
+    fn node(metadata: Metadata) -> Node {
+        let spec = Spec { pod_cidrs: vec!["10.0.0.0/24".into()], ..Spec::default() };
+        Node { metadata, spec, status: Default::default() }
+    }
+
+    /// The own Node, and `a` with an announcement, at version 10.
+    fn mk_store() -> Store {
+        let mut store = Store::new("own".into());
+        let nodes = [metadata("own", "o", 5, None), metadata("a", "u", 6, Some("x"))].map(node);
+        store.listed(nodes, "10".into(), NOW());
+        store
+    }
+
+    fn announces(store: &Store, name: &str) -> bool {
+        store.nodes[name].record.announcement.is_some()
+    }
+
+    #[test]
+    fn before_the_first_list_nothing_is_known() {
+        assert_eq!(Store::new("own".into()).records(), None);
+        assert_eq!(mk_store().records().unwrap().len(), 2);
+        assert_eq!(mk_store().own().unwrap().uid, "o");
+    }
+
+    #[test]
+    fn a_heartbeat_changes_nothing_and_asks_nothing() {
+        let mut store = mk_store();
+        let effect = store.seen(&metadata("a", "u", 11, Some("x")), NOW());
+        assert_eq!((effect, store.version()), (Effect::default(), "11"));
+    }
+
+    #[test]
+    fn a_new_announcement_is_believed_with_the_answer_and_not_before() {
+        let mut store = mk_store();
+        let now = NOW();
+        let changed = metadata("a", "u", 11, Some("y"));
+        assert_eq!(store.seen(&changed, now), Effect { changed: false, ask: Some(now) });
+        assert_eq!(store.nodes["a"].text.as_deref(), Some("x"));
+        assert_eq!(store.seen(&metadata("a", "u", 12, Some("y")), now).ask, None, "it is under way");
+        assert!(!store.got(&node(changed), now), "an answer older than what was seen since");
+        assert_eq!(store.wanted("a"), Some(12));
+        store.got(&node(metadata("a", "u", 12, Some("y"))), now);
+        assert_eq!((store.wanted("a"), store.nodes["a"].text.as_deref()), (None, Some("y")));
+        assert!(!store.got(&node(metadata("a", "u", 13, Some("z"))), now), "nobody asked");
+    }
+
+    #[test]
+    fn what_is_taken_back_is_gone_at_once_and_no_late_answer_brings_it_back() {
+        let mut store = mk_store();
+        let now = NOW();
+        store.seen(&metadata("a", "u", 11, Some("y")), now);
+        assert!(store.seen(&metadata("a", "u", 12, None), now).changed);
+        assert!(!announces(&store, "a"));
+        assert!(!store.got(&node(metadata("a", "u", 11, Some("y"))), now));
+        assert!(!announces(&store, "a"));
+    }
+
+    #[test]
+    fn an_operators_quarantine_holds_at_once() {
+        let mut store = mk_store();
+        let mut quarantined = metadata("a", "u", 11, Some("x"));
+        quarantined.annotations.insert(QUARANTINE.into(), "lost".into());
+        assert_eq!(store.seen(&quarantined, NOW()), Effect { changed: true, ask: None });
+        assert_eq!(store.nodes["a"].record.quarantine.as_deref(), Some("lost"));
+    }
+
+    #[test]
+    fn a_node_made_anew_is_asked_for_and_its_predecessors_end_does_not_take_it_along() {
+        let mut store = mk_store();
+        let now = NOW();
+        assert!(store.deleted(&metadata("a", "u", 11, Some("x"))).changed);
+        assert_eq!(store.len(), 1);
+        assert_eq!(store.seen(&metadata("a", "v", 12, None), now).ask, Some(now));
+        assert!(store.got(&node(metadata("a", "v", 12, None)), now));
+        assert_eq!(
+            store.deleted(&metadata("a", "u", 13, Some("x"))),
+            Effect::default(),
+            "the watch lags behind"
+        );
+        assert_eq!(store.uid("a"), Some("v"));
+    }
+
+    #[test]
+    fn a_deleted_node_is_not_brought_back_by_a_late_answer() {
+        let mut store = mk_store();
+        let now = NOW();
+        store.seen(&metadata("a", "u", 11, Some("y")), now);
+        store.deleted(&metadata("a", "u", 12, Some("y")));
+        assert!(!store.got(&node(metadata("a", "u", 11, Some("y"))), now));
+        assert_eq!((store.len(), store.wanted("a")), (1, None));
+    }
+
+    #[test]
+    fn a_node_without_pod_cidrs_is_asked_for_ever_more_rarely() {
+        let mut store = mk_store();
+        let start = NOW();
+        let poor = |version| Node { spec: Spec::default(), ..node(metadata("b", "p", version, None)) };
+        let mut asked = Vec::new();
+        for second in 0..3600 {
+            let now = start + Duration::from_secs(second);
+            let effect = store.seen(&metadata("b", "p", 100 + second, None), now);
+            if effect.ask.is_some() {
+                asked.push(second);
+            }
+            if store.asking.get("b").is_some_and(|(_, at)| *at <= now) {
+                store.got(&poor(100 + second), now);
+            }
+        }
+        assert!(asked[..3] == [0, 1, 2] && asked.len() < 25, "{asked:?}");
+        // An announcement is worth a question at any time.
+        let now = start + Duration::from_secs(3600);
+        assert_eq!(store.seen(&metadata("b", "p", 9000, Some("x")), now).ask, Some(now));
+    }
+
+    #[test]
+    fn what_was_missed_is_found_by_comparing_metadata() {
+        let mut store = mk_store();
+        let now = NOW();
+        let all = vec![metadata("own", "o", 5, None), metadata("b", "w", 20, Some("b"))];
+        let (changed, ask) = store.relisted(all, "30".into(), now);
+        let names: Vec<&str> = ask.iter().map(|metadata| metadata.name.as_str()).collect();
+        assert!(changed && !store.nodes.contains_key("a"), "a is gone");
+        assert_eq!((names, store.version()), (vec!["own", "b"], "30"));
+    }
+
+    #[test]
+    fn the_own_annotations_are_known_at_once() {
+        let mut store = mk_store();
+        assert!(store.seen(&metadata("own", "o", 11, Some("garbled")), NOW()).changed);
+        assert_eq!(store.own().unwrap().annotations[ANNOUNCEMENT], "garbled");
+        let mut written = node(metadata("own", "o", 12, Some("mine")));
+        written.spec.taints = vec![warren_api::node::Taint { key: NOT_READY.into() }];
+        assert!(store.written(&written, NOW()));
+        assert!(store.own().unwrap().tainted);
+    }
+}
