@@ -4,7 +4,7 @@
 //! the language is its common core, and what only the API server has (`authorizer`) is stood in for.
 //!
 //! To try the same policies on a real API server (1.30 or newer, `$KUBEBUILDER_ASSETS`), apply the component and send
-//! the requests of `cases.rs` with tokens bound to pods.
+//! the requests of `cases` with tokens bound to pods.
 
 mod cases;
 mod policy;
