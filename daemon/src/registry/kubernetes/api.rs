@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use tokio_util::io::SyncIoBridge;
-use warren_api::annotations::{NOT_READY, PREFIX};
+use warren_api::annotations::NOT_READY;
 use warren_api::node::{Metadata, Node, Partial};
 
 use super::list::{Page, read_list};
@@ -164,22 +164,34 @@ impl Api {
         self.patch(name, &query, "application/apply-patch+yaml", &body).await
     }
 
-    /// Takes annotations off the own Node that no server-side apply of ours owns: some of an older version's, or
-    /// written by hand.
-    pub async fn remove_annotations(&self, name: &str, annotations: &[String]) -> anyhow::Result<Node> {
-        let nulls: serde_json::Map<_, _> =
-            annotations.iter().map(|name| (name.clone(), serde_json::Value::Null)).collect();
-        debug_assert!(annotations.iter().all(|name| name.starts_with(PREFIX)));
-        let body = json!({"metadata": {"annotations": nulls}});
+    /// Sets annotations of the own Node, or removes those without a value, whoever owns them. The UID makes sure
+    /// that no other Node of this name is meant.
+    pub async fn merge(
+        &self,
+        name: &str,
+        uid: &str,
+        annotations: &[(String, Option<String>)],
+    ) -> anyhow::Result<Node> {
+        let annotations: serde_json::Map<_, _> =
+            annotations.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let body = json!({"metadata": {"uid": uid, "annotations": annotations}});
         let query = format!("fieldManager={FIELD_MANAGER}");
         self.patch(name, &query, "application/merge-patch+json", &body).await
     }
 
-    /// Takes the startup taint off the own Node, and leaves all others as they are.
-    pub async fn untaint(&self, name: &str) -> anyhow::Result<Node> {
-        let body = json!({"spec": {"taints": [{"$patch": "delete", "key": NOT_READY}]}});
+    /// Takes the startup taint off the own Node, where it stands at these places of the list, and leaves all others
+    /// as they are: if the list is another by now, the server refuses. (To a strategic merge patch, taints are one
+    /// value.)
+    pub async fn untaint(&self, name: &str, places: &[usize]) -> anyhow::Result<Node> {
+        let tests = places.iter().map(
+            |place| json!({"op": "test", "path": format!("/spec/taints/{place}/key"), "value": NOT_READY}),
+        );
+        // From the end, so that the places before stay what they are.
+        let removals =
+            places.iter().rev().map(|place| json!({"op": "remove", "path": format!("/spec/taints/{place}")}));
+        let body = tests.chain(removals).collect();
         let query = format!("fieldManager={FIELD_MANAGER}");
-        self.patch(name, &query, "application/strategic-merge-patch+json", &body).await
+        self.patch(name, &query, "application/json-patch+json", &body).await
     }
 
     async fn patch(
@@ -201,6 +213,21 @@ impl Api {
 
     /// Creates an Event. That one of this name stands there already is as good.
     pub async fn create(&self, event: &Event) -> anyhow::Result<()> {
+        match self.try_create(event).await {
+            // Before 1.21, servers want what has no namespace to have the Event's. Later it would hide the Event
+            // from `kubectl describe node`.
+            Err(error) if code(&error) == Some(422) => {
+                let mut event = event.clone();
+                if let Some(regarding) = &mut event.regarding {
+                    regarding.namespace.clone_from(&event.metadata.namespace);
+                }
+                self.try_create(&event).await
+            }
+            result => result,
+        }
+    }
+
+    async fn try_create(&self, event: &Event) -> anyhow::Result<()> {
         self.requests.create.fetch_add(1, Ordering::Relaxed);
         let request = Request::post(EVENTS)
             .header(CONTENT_TYPE, "application/json")

@@ -35,7 +35,7 @@ enum Write {
     Announcement(BTreeMap<String, String>),
     /// Annotations that server-side apply does not take away, because it did not put them there.
     Leftovers(Vec<String>),
-    Untaint,
+    Untaint(Vec<usize>),
 }
 
 /// Runs for as long as the daemon does.
@@ -60,8 +60,8 @@ pub async fn run(shared: Arc<Shared>, mut wish: watch::Receiver<Wish>) {
         match result {
             Ok(()) => recent.push_back(Instant::now()),
             Err(error) => {
-                // Another Node of this name, or none: what is known of it is out of date.
-                if matches!(api::code(&error), Some(404 | 409)) {
+                // Another Node of this name, or none, or other taints: what is known of it is out of date.
+                if matches!(api::code(&error), Some(404 | 409 | 422)) {
                     refresh(&shared).await;
                 }
                 sleep(waits.next().unwrap_or_default()).await;
@@ -84,7 +84,7 @@ fn next_write(wish: &Wish, own: &OwnNode) -> Option<Write> {
             return Some(Write::Leftovers(leftovers));
         }
     }
-    (wish.ready && own.tainted).then_some(Write::Untaint)
+    (wish.ready && !own.tainted.is_empty()).then(|| Write::Untaint(own.tainted.clone()))
 }
 
 /// How long to wait before the next write.
@@ -111,12 +111,13 @@ async fn perform(shared: &Arc<Shared>, own: &OwnNode, write: &Write) -> anyhow::
             node
         }
         Write::Leftovers(names) => {
-            let node = shared.api.remove_annotations(name, names).await?;
+            let none: Vec<_> = names.iter().map(|name| (name.clone(), None)).collect();
+            let node = shared.api.merge(name, &own.uid, &none).await?;
             tracing::info!("the announcement is taken back");
             node
         }
-        Write::Untaint => {
-            let node = shared.api.untaint(name).await?;
+        Write::Untaint(places) => {
+            let node = shared.api.untaint(name, places).await?;
             tracing::info!("the startup taint is removed: pods may run here");
             node
         }
@@ -136,6 +137,12 @@ async fn announce(
         Err(error) if api::code(&error) == Some(409) => {
             tracing::warn!("somebody else wrote this Node's announcement, which is taken back: {error:#}");
             apply(true).await
+        }
+        // Servers before 1.29 cannot apply anything to a Node with two InternalIPs (kubernetes#121896).
+        Err(error) if api::code(&error) == Some(500) => {
+            let all: Vec<_> =
+                annotations.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
+            shared.api.merge(&shared.node, &own.uid, &all).await
         }
         result => result,
     }
@@ -173,7 +180,7 @@ mod tests {
             (wish(Some(both.clone()), false), map(&[(A, "b"), (E, "0")]), true, announce()),
             (wish(Some(both.clone()), true), both.clone(), false, None),
             (wish(Some(both.clone()), false), both.clone(), true, None),
-            (wish(Some(both.clone()), true), both.clone(), true, Some(Write::Untaint)),
+            (wish(Some(both.clone()), true), both.clone(), true, Some(Write::Untaint(vec![3]))),
             (
                 wish(Some(map(&[])), false),
                 both.clone(),
@@ -183,6 +190,7 @@ mod tests {
             (wish(Some(map(&[])), false), map(&[("warren.internal/rotate", "now")]), false, None),
             (wish(None, false), both.clone(), false, None),
         ] {
+            let tainted = if tainted { vec![3] } else { vec![] };
             let own = OwnNode { uid: "u".into(), annotations: present, tainted };
             assert_eq!(next_write(&wish, &own), expected, "{wish:?} on {own:?}");
         }

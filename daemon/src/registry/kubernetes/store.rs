@@ -51,8 +51,8 @@ pub struct OwnNode {
     pub uid: String,
     /// Warren's annotations on it.
     pub annotations: BTreeMap<String, String>,
-    /// Whether it has the startup taint.
-    pub tainted: bool,
+    /// Where among its taints the startup taint stands.
+    pub tainted: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -250,7 +250,9 @@ impl Store {
         let Metadata { name, uid, annotations, .. } = &node.metadata;
         let mut changed = false;
         if *name == self.own {
-            let tainted = node.spec.taints.iter().any(|taint| taint.key == NOT_READY);
+            let taints = node.spec.taints.iter().enumerate();
+            let tainted =
+                taints.filter(|(_, taint)| taint.key == NOT_READY).map(|(place, _)| place).collect();
             let own = Some(OwnNode { uid: uid.clone(), annotations: annotations.clone(), tainted });
             changed = self.own_node != own;
             self.own_node = own;
@@ -296,7 +298,7 @@ fn number(version: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warren_api::node::Spec;
+    use warren_api::node::{Spec, Taint};
 
     const NOW: fn() -> Instant = Instant::now;
 
@@ -442,8 +444,8 @@ mod tests {
         assert!(store.seen(&metadata("own", "o", 11, Some("garbled")), NOW()).changed);
         assert_eq!(store.own().unwrap().annotations[ANNOUNCEMENT], "garbled");
         let mut written = node(metadata("own", "o", 12, Some("mine")));
-        written.spec.taints = vec![warren_api::node::Taint { key: NOT_READY.into() }];
+        written.spec.taints = ["a", NOT_READY, "b", NOT_READY].map(|key| Taint { key: key.into() }).to_vec();
         assert!(store.written(&written, NOW()));
-        assert!(store.own().unwrap().tainted);
+        assert_eq!(store.own().unwrap().tainted, [1, 3]);
     }
 }
