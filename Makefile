@@ -1,5 +1,6 @@
 # `make demo`: an encrypted mesh on this machine. `make demo ARGS='--nodes 10 --keep'` passes options on.
 # `make test`: every test there is. `make test-kubernetes`: those against a Kubernetes API server.
+# `make image`: the container image, with podman, buildah or docker. `make sbom`: what the programs are made of.
 # `make lint`: format, lints, docs, dependencies. `make check`: lint and test.
 
 CARGO ?= cargo
@@ -7,16 +8,22 @@ ARGS ?=
 
 # program:package of what the demo calls, and of what the tests call besides.
 DEMO_TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
-TEST_TOOLS := $(DEMO_TOOLS) wireguard-go:wireguard-go od:coreutils
+TEST_TOOLS := $(DEMO_TOOLS) wireguard-go:wireguard-go od:coreutils promtool:prometheus
 
 # Slow to build, so kept outside the checkout, in a folder that says which version it is.
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warren/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
+CARGO_SBOM_VERSION := 0.10.0
+CARGO_SBOM := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warren/cargo-sbom-$(CARGO_SBOM_VERSION)/bin/cargo-sbom
+
+# What the image is called, and flags for whichever program builds it.
+IMAGE ?= warren:0.1.0
+IMAGE_FLAGS ?=
 
 # Puts a kube-apiserver and etcd where the tests look for them: $KUBEBUILDER_ASSETS, else built once and cached.
 KUBE_APISERVER := daemon/testkit/bin/kube-apiserver.sh
 
-.PHONY: demo test test-kubernetes lint check tools
+.PHONY: demo test test-kubernetes lint check image sbom manifest-tools tools
 
 demo: TOOLS := $(DEMO_TOOLS)
 demo: tools
@@ -26,7 +33,7 @@ demo: tools
 # The scenarios start the programs, so these are built first. Each scenario binary enters namespaces of its
 # own, as root or in a user namespace; where it may not, it fails and says what it lacks.
 test: TOOLS := $(TEST_TOOLS)
-test: tools
+test: tools manifest-tools
 	@$(KUBE_APISERVER)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
@@ -48,6 +55,25 @@ lint: $(CARGO_DENY)
 	else echo 'lint: the advisory database cannot be had here; advisories were NOT checked' >&2; fi
 
 check: lint test
+
+image:
+	manifests/bin/image.sh $(IMAGE) $(IMAGE_FLAGS)
+
+# CycloneDX of the three programs, in target/sbom. What the image has of Debian's is in its /var/lib/dpkg/status.d.
+sbom: $(CARGO_SBOM)
+	@mkdir -p target/sbom
+	for program in warrend warren-tunnel keyctl; do \
+		$(CARGO_SBOM) --cargo-package $$program --output-format cyclone_dx_json_1_6 \
+			>target/sbom/$$program.cdx.json || exit 1; \
+	done
+
+# What the manifests' tests call. They fetch it themselves; here it is fetched ahead of them.
+manifest-tools: TOOLS := promtool:prometheus
+manifest-tools: tools
+	@for tool in kustomize kubernetes-validate promtool; do manifests/bin/tool.sh $$tool >/dev/null || exit 1; done
+
+$(CARGO_SBOM):
+	$(CARGO) install --locked --version $(CARGO_SBOM_VERSION) --root $(patsubst %/bin/,%,$(dir $@)) cargo-sbom
 
 $(CARGO_DENY):
 	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(patsubst %/bin/,%,$(dir $@)) cargo-deny

@@ -56,13 +56,18 @@ provide_kubernetes-validate() {
     local home="$cache/kubernetes-validate-$validate_version"
     locked
     if [ ! -x "$home/bin/kubernetes-validate" ]; then
-        command -v python3 >/dev/null || fail 'python3 is missing; as root: apt-get install python3-venv'
+        python3 -c 'import ensurepip' 2>/dev/null || install_venv
         rm -rf "$home"
-        python3 -m venv "$home" >&2 || fail 'python3 has no venv; as root: apt-get install python3-venv'
+        python3 -m venv "$home" >&2
         "$home/bin/pip" install --quiet --disable-pip-version-check "kubernetes-validate==$validate_version" >&2 \
             || { rm -rf "$home"; fail 'kubernetes-validate could not be fetched from PyPI'; }
     fi
     echo "$home/bin/kubernetes-validate"
+}
+
+install_venv() {
+    [ "$(id -u)" -eq 0 ] || fail 'python3 with venv is missing; as root: apt-get install python3-venv'
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends python3-venv; } >&2
 }
 
 provide_promtool() {
