@@ -100,9 +100,8 @@ pub fn judge(
 
 /// Whether a pod CIDR claims what is surely not a pod's: this node's addresses or the underlay.
 /// Such a CIDR is no reason to doubt the nodes whose addresses it covers.
-pub fn covers_underlay(cidr: &IpNet, local: &Local<'_>, settings: &Settings) -> bool {
-    underlay(local, settings).iter().any(|net| cidr.contains(net))
-        || settings.node_cidrs.iter().any(|net| overlap(net, cidr))
+fn covers_underlay(cidr: &IpNet, underlay: &[IpNet], settings: &Settings) -> bool {
+    underlay.iter().any(|net| cidr.contains(net)) || settings.node_cidrs.iter().any(|net| overlap(net, cidr))
 }
 
 /// What a pod CIDR claims of the cluster's services or of the API server, which are no pod's.
@@ -163,6 +162,8 @@ fn is_unicast(address: IpAddr) -> bool {
 struct Court<'a> {
     local: &'a Local<'a>,
     settings: &'a Settings,
+    /// This node's addresses, and the subnets in which its endpoints stand.
+    underlay: Vec<IpNet>,
     /// Where nodes' addresses are believed to be.
     ranges: Vec<IpNet>,
     /// Who announces each key, among those whose announcement is at least their own.
@@ -173,8 +174,8 @@ struct Court<'a> {
     overlaps: BTreeMap<&'a str, (IpNet, &'a str, IpNet)>,
     /// Which nodes' CIDRs hold a credible address of another node, and whose.
     contested: BTreeMap<&'a str, (IpNet, &'a str, IpAddr)>,
-    /// Networks that were pods' and may still be.
-    retained: &'a [IpNet],
+    /// Networks that were pods' and may still be, without those that another one holds.
+    retained: Vec<IpNet>,
     /// All pods' networks, as far as what this node knows of itself does not refute them.
     pods: Vec<IpNet>,
 }
@@ -186,6 +187,7 @@ impl<'a> Court<'a> {
         settings: &'a Settings,
         retained: &'a [IpNet],
     ) -> Self {
+        let underlay = underlay(local, settings);
         let mut keys: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         let mut addresses: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         let mut cidrs = Vec::new();
@@ -204,7 +206,7 @@ impl<'a> Court<'a> {
             }
             let sound = |cidr: &&IpNet| {
                 !too_wide(cidr)
-                    && !covers_underlay(cidr, local, settings)
+                    && !covers_underlay(cidr, &underlay, settings)
                     && covers_services(cidr, settings).is_none()
                     && !local.pod_cidrs.iter().any(|own| overlap(own, cidr))
             };
@@ -226,12 +228,13 @@ impl<'a> Court<'a> {
         Self {
             local,
             settings,
+            underlay,
             ranges,
             keys,
             addresses,
             overlaps: overlaps(cidrs),
             contested,
-            retained,
+            retained: nets::cover(retained.iter().copied()),
             pods,
         }
     }
@@ -276,7 +279,7 @@ impl<'a> Court<'a> {
             if let Some(own) = self.local.pod_cidrs.iter().find(|own| overlap(own, cidr)) {
                 return Err(format!("its pod CIDR {cidr} overlaps this node's {own}"));
             }
-            if covers_underlay(cidr, self.local, self.settings) {
+            if covers_underlay(cidr, &self.underlay, self.settings) {
                 return Err(format!("its pod CIDR {cidr} covers this node's address or the underlay"));
             }
             if let Some(what) = covers_services(cidr, self.settings) {
@@ -336,8 +339,8 @@ impl<'a> Court<'a> {
             if let Some(net) = nets::find(&self.pods, *address) {
                 return Err(format!("its address {address} is inside the pod CIDR {net}"));
             }
-            let pods = self.settings.cluster_cidrs.iter().chain(self.retained);
-            if let Some(net) = pods.into_iter().find(|net| net.contains(address)) {
+            let cluster = self.settings.cluster_cidrs.iter().find(|net| net.contains(address));
+            if let Some(net) = cluster.or_else(|| nets::find(&self.retained, *address)) {
                 return Err(format!("its address {address} is inside {net}, which is pods'"));
             }
             if let Some(services) = self.settings.service_cidrs.iter().find(|net| net.contains(address)) {

@@ -35,6 +35,13 @@ pub fn find(cover: &[IpNet], address: IpAddr) -> Option<&IpNet> {
     cover[..after].last().filter(|net| net.contains(&address))
 }
 
+/// The networks of a [`cover`] that share an address with `net`: the one that holds it, or all that it holds.
+pub fn touching<'a>(cover: &'a [IpNet], net: &IpNet) -> &'a [IpNet] {
+    let after = cover.partition_point(|other| other.network() <= net.broadcast());
+    let before = cover[..after].partition_point(|other| other.broadcast() < net.network());
+    &cover[before..after]
+}
+
 /// The part of `net` that lies in none of `holes`, as few networks as possible.
 pub fn exclude(net: IpNet, holes: &[IpNet]) -> Vec<IpNet> {
     let inside: Vec<IpNet> = holes.iter().filter(|hole| overlap(hole, &net)).copied().collect();
@@ -99,6 +106,13 @@ pub(crate) mod tests {
                 prop_assert_eq!(times, usize::from(holds(&nets, &address)));
                 prop_assert_eq!(find(&cover, address).is_some(), times == 1);
             }
+        }
+
+        #[test]
+        fn what_touches_a_network_is_found(nets in prop::collection::vec(any_net(), 0..12), net in any_net()) {
+            let cover = cover(nets);
+            let slow: Vec<IpNet> = cover.iter().filter(|other| overlap(other, &net)).copied().collect();
+            prop_assert_eq!(touching(&cover, &net), slow);
         }
 
         #[test]

@@ -243,10 +243,9 @@ fn blocked(
     holes.extend(claims::underlay(local, settings));
     // The subnets of the underlay are holes only in what claims to hold them whole; pods' networks inside a
     // wide underlay subnet stay blocked, or the widest subnet would unguard them all.
-    let holes: Vec<IpNet> = nets::cover(
-        holes.into_iter().filter(|hole| sure.contains(hole) || claimed.iter().any(|net| net.contains(hole))),
-    );
-    claimed.into_iter().flat_map(|net| nets::exclude(net, &holes)).collect()
+    let inside = |hole: &IpNet| nets::find(&claimed, hole.addr()).is_some_and(|net| net.contains(hole));
+    let holes = nets::cover(holes.into_iter().filter(|hole| inside(hole) || sure.contains(hole)));
+    claimed.iter().flat_map(|net| nets::exclude(*net, nets::touching(&holes, net))).collect()
 }
 
 /// The underlay addresses of all other nodes. An address that is also this node's, or a pod's of this node,
