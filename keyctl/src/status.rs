@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use comfy_table::{Table, presets};
 use warren_api::names;
-use warren_api::status::{PeerStatus, Status as NodeStatus};
+use warren_api::status::{PeerStatus, RegistryStatus, Status as NodeStatus};
 
 /// `keyctl status`.
 #[derive(Debug, clap::Args)]
@@ -69,6 +69,21 @@ fn render(status: &NodeStatus) -> String {
     );
     for problem in &status.problems {
         let _ = writeln!(text, "problem: {problem}");
+    }
+    if status.withdrawn {
+        let _ = writeln!(text, "leaves the mesh: what this node's pods send is NOT encrypted");
+    }
+    if let Some(registry) = &status.registry {
+        let RegistryStatus { source, last_contact_age: age, trouble, .. } = registry;
+        let _ = match trouble {
+            None => writeln!(text, "registry: {source}, last heard {age:.0} s ago"),
+            Some(trouble) => {
+                writeln!(
+                    text,
+                    "registry: NO CONTACT with {source} for {age:.0} s, what is known holds: {trouble}"
+                )
+            }
+        };
     }
     let guard = status.guard;
     let _ = writeln!(
@@ -147,6 +162,16 @@ mod tests {
             }],
             quarantined: vec![Quarantined { node: "node-9".into(), reason: "a stolen key".into() }],
             waiting: vec!["node-4".into()],
+            registry: Some(RegistryStatus {
+                source: "https://192.0.2.9:6443/".into(),
+                connected: false,
+                last_contact_age: 61.0,
+                trouble: Some("connection refused".into()),
+                unwritten: None,
+                requests: Default::default(),
+                suppressed_events: 0,
+            }),
+            withdrawn: true,
             guard: GuardCounters { out_pod: 5, ..GuardCounters::default() },
         }
     }
@@ -157,6 +182,8 @@ mod tests {
         for wanted in [
             "node-1 NOT READY, epoch 3, key BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
             "problem: nft is missing",
+            "NO CONTACT with https://192.0.2.9:6443/ for 61 s, what is known holds: connection refused",
+            "NOT encrypted",
             "stopped in the clear: 5 out to pods",
             "12 s ago",
             "1023 B",
