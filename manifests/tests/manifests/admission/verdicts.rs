@@ -90,6 +90,25 @@ fn no_expression_is_left_untried() {
     }
 }
 
+/// Most writes to Nodes are heartbeats; no policy evaluates more than its conditions for them.
+#[test]
+fn heartbeats_end_at_the_conditions() {
+    let heartbeats: Vec<_> =
+        cases().into_iter().filter(|case| case.name.ends_with("sends a heartbeat")).collect();
+    assert!(heartbeats.len() >= 2);
+    let policies = policies();
+    for case in heartbeats {
+        for policy in &policies {
+            assert!(
+                matches!(policy.judge(&case.request), Verdict::Skipped(_)),
+                "{}: {}",
+                policy.name,
+                case.name
+            );
+        }
+    }
+}
+
 /// The API server's budget for one expression holds two questions to the authorizer (350,000 of 1,000,000 each).
 #[test]
 fn no_expression_asks_the_authorizer_more_than_twice() {

@@ -22,6 +22,10 @@ pub fn cases() -> Vec<Case> {
             annotate(key, "1")(&mut requested);
             let removed = Request::update(user.clone(), &requested, unannotate(key));
             cases.push(case(&format!("{who} removes {key}"), removed, Allowed));
+            let mut only = bare_node();
+            only["metadata"]["annotations"] = json!({ key: "1" });
+            let removed = Request::update(user.clone(), &only, set("/metadata/annotations", Value::Null));
+            cases.push(case(&format!("{who} removes {key}, the only annotation"), removed, Allowed));
             let first = set("/metadata/annotations", json!({ key: "1" }));
             cases.push(case(
                 &format!("{who} sets {key} first of all"),
