@@ -8,6 +8,11 @@ mod cluster;
 #[path = "../mesh/common.rs"]
 #[allow(dead_code, reason = "shared with the scenarios of `mesh`, which use all of it")]
 mod common;
+mod containers;
+mod events;
+mod lies;
+mod membership;
+mod outages;
 mod rights;
 
 use std::process::ExitCode;
@@ -15,9 +20,33 @@ use std::process::ExitCode;
 use warren_testkit::scenario::{self, Scenario};
 
 const SCENARIOS: &[(&str, Scenario)] = &[
+    ("three daemons find each other, and their pods talk", membership::find_each_other),
+    ("the daemon may be there before the API server", membership::before_the_api_server),
+    ("a node without Warren", membership::without_warren),
+    ("a node whose pod CIDRs come late", membership::late_pod_cidrs),
+    ("a cordoned node", membership::cordoned),
+    ("a Node made anew under its name, with the same and with other pod CIDRs", membership::made_anew),
     ("the daemon's rights are enough and not more", rights::of_the_daemon),
     ("the operator's rights are enough and not more", rights::of_the_operator),
     ("the auditor's rights are enough and not more", rights::of_the_auditor),
+    (
+        "all works with the rights of the manifest, each container for itself",
+        containers::rights_of_the_manifest,
+    ),
+    ("the startup taint goes once the node's traffic is safe, and not before", containers::startup_taint),
+    ("nothing is lost while the API server is killed and restarted", outages::killed),
+    ("nothing is lost while the API server is paused", outages::paused),
+    ("nothing is lost while the API server is cut off", outages::cut_off),
+    ("nothing is lost while the API server is slow", outages::slowed),
+    ("nothing is lost while etcd is away", outages::etcd_away),
+    ("nothing is lost when history is compacted in mid-watch", outages::compacted),
+    ("one key announced twice", lies::one_key_twice),
+    ("one pod CIDR announced twice", lies::one_cidr_twice),
+    ("an announcement garbled by hand is not obeyed, and put right", lies::garbled),
+    ("an annotation removed by hand is put back", lies::removed),
+    ("an announcement that another tool owns is taken back", lies::taken_over),
+    ("Events tell of quarantines and keys", events::quarantine_and_keys),
+    ("Events tell of clear text", events::clear_text),
 ];
 
 fn main() -> ExitCode {

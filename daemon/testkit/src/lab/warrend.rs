@@ -12,6 +12,7 @@ use warren_api::names;
 use warren_api::status::Enforcement;
 
 use super::{Node, Registry};
+use crate::apiserver::real;
 use crate::wait;
 
 /// How to start warrend. The default is what the demo does: strict, told the lab's ranges.
@@ -21,7 +22,7 @@ pub struct WarrendOptions {
     pub enforcement: Enforcement,
     /// `--resync`, as warrend takes it (`5s`); its own default when absent.
     pub resync: Option<String>,
-    /// `--cluster-cidrs` and `--node-cidrs` with the lab's ranges.
+    /// `--cluster-cidrs`, `--node-cidrs` and, of a cluster, `--service-cidrs` with the lab's ranges.
     pub tell_cidrs: bool,
     /// `--registry`; the lab's own when absent.
     pub registry: Option<String>,
@@ -115,6 +116,9 @@ impl Node {
         if *tell_cidrs {
             command.args(["--cluster-cidrs", &joined(&self.plan.cluster_cidrs())]);
             command.args(["--node-cidrs", &joined(&self.plan.node_cidrs())]);
+            if self.plan.registry == Registry::Kubernetes {
+                command.args(["--service-cidrs", real::SERVICE_CIDRS]);
+            }
         }
         if let Some(resync) = resync {
             command.args(["--resync", resync]);

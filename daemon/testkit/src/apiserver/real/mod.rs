@@ -39,11 +39,9 @@ pub use client::{Client, Patch, Response};
 pub use faults::{Cut, Slow};
 pub use programs::ensure_present;
 
-/// The range of services, where the API server is told an IPv4 address; kubeadm's default.
-pub const SERVICE_CIDR_V4: &str = "10.96.0.0/12";
-
-/// The range of services, where the API server is told an IPv6 address.
-pub const SERVICE_CIDR_V6: &str = "fd00:96::/112";
+/// The ranges of services, as a list: that of a server with an IPv4 address (kubeadm's default), and that of
+/// one without.
+pub const SERVICE_CIDRS: &str = "10.96.0.0/12,fd00:96::/112";
 
 /// Where the API server listens, on all addresses of its machine.
 const PORT: u16 = 6443;
@@ -173,9 +171,10 @@ impl ApiServer {
     fn start_server(&self) -> Result<()> {
         let file = |name: &str| self.directory.join(name).display().to_string();
         // The service range has to be of the family that is advertised.
+        let (v4, v6) = SERVICE_CIDRS.split_once(',').expect("two ranges");
         let (services, any) = match self.address.ip() {
-            IpAddr::V4(_) => (SERVICE_CIDR_V4, "0.0.0.0"),
-            IpAddr::V6(_) => (SERVICE_CIDR_V6, "::"),
+            IpAddr::V4(_) => (v4, "0.0.0.0"),
+            IpAddr::V6(_) => (v6, "::"),
         };
         let mut command = self.machine.command(&self.programs.server);
         for (flag, value) in [
@@ -197,6 +196,10 @@ impl ApiServer {
             ("cert-dir", file("unused")),
         ] {
             command.arg(format!("--{flag}={value}"));
+        }
+        if self.programs.minor <= 20 {
+            // Without it, such a server keeps the first of a Node's pod CIDRs alone.
+            command.arg("--feature-gates=IPv6DualStack=true");
         }
         self.spawn(&self.server, "kube-apiserver", command)?;
         wait::until("the API server", PATIENCE, || {

@@ -15,6 +15,8 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/bin/kube-apiserver.sh
 pub(super) struct Programs {
     pub(super) server: PathBuf,
     pub(super) etcd: PathBuf,
+    /// The N of the server's version 1.N.
+    pub(super) minor: u32,
 }
 
 /// Finds the programs; the error says how they are made.
@@ -26,7 +28,11 @@ pub(super) fn find() -> Result<Programs> {
     for program in [&server, &etcd] {
         ensure!(program.is_file(), "{SCRIPT} names {}, which does not exist", program.display());
     }
-    Ok(Programs { server, etcd })
+    // `Kubernetes v1.20.2`
+    let version = process::output(Command::new(&server).arg("--version"))?;
+    let minor = version.split('.').nth(1).and_then(|minor| minor.parse().ok());
+    let minor = minor.with_context(|| format!("{} calls itself {version:?}", server.display()))?;
+    Ok(Programs { server, etcd, minor })
 }
 
 /// Fails where the programs are missing, before anything is built that needs them.
