@@ -12,6 +12,7 @@ mod forgery;
 mod kills;
 mod many;
 mod membership;
+mod removal;
 mod restarts;
 mod shapes;
 
@@ -37,6 +38,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("no clear text when the guard is deleted", accidents::guard_deleted),
     ("no clear text after other accidents", accidents::others),
     ("a restart of warrend loses no packet", restarts::nothing_is_lost),
+    ("Warren is taken off a cluster, and back, and no packet is lost", removal::loses_nothing),
     ("a forged packet reaches no pod", forgery::from_the_underlay),
     ("bad input is quarantined, and the others go on", bad_input::with_cluster_cidrs),
     ("bad input is quarantined, also without --cluster-cidrs", bad_input::without_cluster_cidrs),
