@@ -3,8 +3,10 @@
 use clap::Parser as _;
 use serde_json::{Value, json};
 use warren_api::names;
+use warren_testkit::lab::binary;
 
 use crate::kustomize::{build, build_with, object, objects};
+use crate::tools::run;
 
 /// All there is to install, by what it is called in messages.
 fn variants() -> Vec<(&'static str, Vec<Value>)> {
@@ -131,6 +133,20 @@ fn the_daemon_understands_its_arguments_and_settings() {
         warrend::settings::Source::open(warren_core::Settings::default(), Some(folder.path().into()))
             .unwrap_or_else(|error| panic!("{variant}: {error:#}"));
         assert_eq!(mount(&objects, "warrend", run.settings.unwrap().to_str().unwrap()), "settings");
+    }
+}
+
+/// The tunnel's program takes its arguments and those of its probe: asked for its version after them, it says it.
+#[test]
+fn the_tunnel_understands_its_arguments() {
+    let objects = objects(&build("base"));
+    let tunnel = container(&objects, "warren-tunnel");
+    let probe = tunnel["livenessProbe"]["exec"]["command"].as_array().unwrap();
+    for args in [tunnel["args"].as_array().unwrap(), &probe[1..].to_vec()] {
+        let args = args.iter().map(|arg| arg.as_str().unwrap());
+        let program = binary("warren-tunnel").unwrap();
+        let version = run(std::process::Command::new(program).args(args).arg("--version"));
+        assert_eq!(version.trim(), concat!("warren-tunnel ", env!("CARGO_PKG_VERSION")));
     }
 }
 
