@@ -1,12 +1,13 @@
 //! WATCH.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{Stream, StreamExt};
 use kube::ResourceExt;
 use kube::api::{WatchEvent, WatchParams};
+use warren_testkit::apiserver::fake::Options;
 
 use crate::cluster::{Cluster, annotation};
 
@@ -84,6 +85,45 @@ pub fn heartbeats() -> Result<()> {
         names.dedup();
         ensure!(names.len() == 50, "only {names:?}");
         api.set_heartbeats(None);
+        Ok(())
+    })
+}
+
+pub fn bookmarks() -> Result<()> {
+    let interval = Duration::from_millis(200);
+    let cluster = Cluster::with(2, Options { bookmark_interval: interval, ..Options::default() })?;
+    let api = &cluster.api;
+    cluster.nodes(|nodes| async move {
+        // Of a Node to which nothing happens, so that only bookmarks can tell of progress.
+        let params = WatchParams::default().fields("metadata.name=node-00001");
+        let mut events = nodes.watch_metadata(&params, &api.resource_version().to_string()).await?.boxed();
+        api.touch_status("node-00002")?;
+        for _ in 0..2 {
+            match next(&mut events).await? {
+                WatchEvent::Bookmark(mark) => {
+                    ensure!(mark.metadata.resource_version == api.resource_version().to_string());
+                }
+                other => bail!("{other:?}"),
+            }
+        }
+        Ok(())
+    })?;
+    drop(cluster);
+
+    let cluster = Cluster::new(1)?;
+    let api = &cluster.api;
+    cluster.nodes(|nodes| async move {
+        let start = Instant::now();
+        let version = api.resource_version().to_string();
+        let mut events = nodes.watch_metadata(&WatchParams::default().timeout(3), &version).await?.boxed();
+        ensure!(matches!(next(&mut events).await?, WatchEvent::Bookmark(_)));
+        ensure!(
+            start.elapsed() < Duration::from_millis(2500),
+            "the last bookmark came after {:?}",
+            start.elapsed()
+        );
+        let end = tokio::time::timeout(Duration::from_secs(5), events.next()).await?;
+        ensure!(end.is_none() && start.elapsed() >= Duration::from_millis(2900), "{end:?}");
         Ok(())
     })
 }

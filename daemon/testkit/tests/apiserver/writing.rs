@@ -1,11 +1,12 @@
 //! PATCH: owners, conflicts, and patches that change nothing.
 
 use anyhow::{Context, Result, ensure};
+use hyper::Request;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use warren_testkit::apiserver::fake::{NodeSpec, Outcome, Taint};
+use warren_testkit::apiserver::fake::{NodeSpec, Outcome, Taint, Verb};
 
 use crate::cluster::{Cluster, annotation, refused};
 
@@ -70,6 +71,50 @@ pub fn owners() -> Result<()> {
         api.delete_node(NODE)?;
         let status = refused(apply(&nodes, uid, both(), true).await)?;
         ensure!(status.code == 409 && status.message.contains("no existing object was found"), "{status:?}");
+        Ok(())
+    })
+}
+
+pub fn announced_before() -> Result<()> {
+    let cluster = Cluster::new(0)?;
+    let api = &cluster.api;
+    let annotations = [(EPOCH.to_owned(), "4".to_owned())].into();
+    api.add_node(&NodeSpec { annotations, ..NodeSpec::numbered(1) })?;
+    let uid = &NodeSpec::numbered(1).uid;
+    cluster.nodes(|nodes| async move {
+        // A daemon that comes back finds all as it left it, and may change what is its own.
+        apply(&nodes, uid, json!({ EPOCH: "4" }), false).await?;
+        ensure!(api.writes()[0].outcome == Outcome::Unchanged, "{:?}", api.writes());
+        apply(&nodes, uid, json!({ EPOCH: "5" }), false).await?;
+        ensure!(api.annotation(NODE, EPOCH).as_deref() == Some("5"));
+        Ok(())
+    })
+}
+
+pub fn events() -> Result<()> {
+    let cluster = Cluster::new(1)?;
+    let api = &cluster.api;
+    cluster.client(|client| async move {
+        let post = |event: &Value| {
+            let body = event.to_string().into_bytes();
+            let request = Request::post("/apis/events.k8s.io/v1/namespaces/default/events")
+                .header("content-type", "application/json")
+                .body(body);
+            let client = client.clone();
+            async move { client.request::<Value>(request.expect("a request")).await }
+        };
+        let mut event = json!({
+            "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": { "name": "node-00001.1", "namespace": "default" },
+            "eventTime": "2026-01-01T00:00:00.000000Z", "reportingController": "warren.internal/warrend",
+            "reportingInstance": "node-00001", "action": "Quarantine", "reason": "DuplicateKey", "type": "Warning",
+            "regarding": { "kind": "Node", "name": "node-00001", "uid": "node-00001" }, "note": "two nodes, one key",
+        });
+        post(&event).await?;
+        ensure!(api.events() == [event.clone()] && api.count(Verb::PostEvent).requests == 1);
+        event["action"] = json!("");
+        let status = refused(post(&event).await)?;
+        ensure!(status.code == 422 && status.message.contains("action"), "{status:?}");
+        ensure!(api.events().len() == 1);
         Ok(())
     })
 }

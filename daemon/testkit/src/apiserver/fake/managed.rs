@@ -6,6 +6,7 @@
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use warren_api::annotations::PUBLISHED;
 
 use super::object::rfc3339;
 
@@ -28,7 +29,8 @@ impl Manager<'_> {
     }
 }
 
-/// The entries of what a cluster's own managers write, for a Node that has none.
+/// The entries of what a cluster's own managers write, for a Node that has none. An announcement that it
+/// already bears was applied by a `warrend`.
 pub(super) fn of_a_cluster(object: &mut Value, now: Timestamp) {
     let keys = |value: &Value, chosen: &dyn Fn(&str) -> bool| -> Map<String, Value> {
         let keys = value.as_object().into_iter().flatten().map(|(key, _)| key).filter(|key| chosen(key));
@@ -37,16 +39,17 @@ pub(super) fn of_a_cluster(object: &mut Value, now: Timestamp) {
         fields
     };
     let is_ttl = |key: &str| key == "node.alpha.kubernetes.io/ttl";
-    let is_test = |key: &str| key.starts_with("warren.internal/");
+    let is_published = |key: &str| PUBLISHED.contains(&key);
     let metadata = &object["metadata"];
     let of_kubelet = json!({
         "f:metadata": {
-            "f:annotations": keys(&metadata["annotations"], &|key| !is_ttl(key) && !is_test(key)),
+            "f:annotations": keys(&metadata["annotations"], &|key| !is_ttl(key) && !is_published(key)),
             "f:labels": keys(&metadata["labels"], &|_| true),
         },
         "f:spec": { "f:providerID": {} },
     });
-    let of_the_test = keys(&metadata["annotations"], &is_test);
+    let mut of_warrend = keys(&metadata["annotations"], &is_published);
+    of_warrend.remove(".");
     let of_controllers = json!({
         "f:metadata": { "f:annotations": { "f:node.alpha.kubernetes.io/ttl": {} } },
         "f:spec": { "f:podCIDR": {}, "f:podCIDRs": { ".": {}, "v:\"10.0.0.0/24\"": {} }, "f:taints": {} },
@@ -55,9 +58,9 @@ pub(super) fn of_a_cluster(object: &mut Value, now: Timestamp) {
         entry("kubelet", "Update", of_kubelet, now),
         entry("kube-controller-manager", "Update", of_controllers, now),
     ];
-    if of_the_test.len() > 1 {
-        let fields = json!({ "f:metadata": { "f:annotations": of_the_test } });
-        entries.push(entry("kubectl-annotate", "Update", fields, now));
+    if !of_warrend.is_empty() {
+        let fields = json!({ "f:metadata": { "f:annotations": of_warrend } });
+        entries.push(entry("warrend", "Apply", fields, now));
     }
     let mut status = entry("kubelet", "Update", json!({ "f:status": fields_of_status() }), now);
     status["subresource"] = json!("status");

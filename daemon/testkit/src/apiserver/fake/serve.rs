@@ -103,8 +103,14 @@ async fn heartbeats(shared: Arc<Shared>) {
             continue;
         };
         due += interval / u32::try_from(nodes).unwrap_or(u32::MAX);
-        tokio::time::sleep_until(due).await;
-        name = shared.read(|store| store.after(&name).map(|node| node.text.name.clone()).unwrap_or_default());
-        shared.heartbeat(&name);
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {
+                let next = shared.read(|store| store.after(&name).map(|node| node.text.name.clone()));
+                name = next.unwrap_or_default();
+                shared.heartbeat(&name);
+            }
+            // Another rhythm begins now.
+            _ = control.changed() => due = tokio::time::Instant::now(),
+        }
     }
 }

@@ -78,8 +78,11 @@ impl Watch {
         let mut control = shared.control.subscribe();
         let mut at = self.from;
         loop {
-            // Fails when the server has ended, and all this with it.
-            let _ = control.wait_for(|control| control.stall.is_none()).await;
+            tokio::select! {
+                // Fails when the server has ended, and all this with it.
+                _ = control.wait_for(|control| control.stall.is_none()) => {}
+                () = lines.closed() => return,
+            }
             versions.mark_unchanged();
             match self.news(&shared, at) {
                 Ok((events, version)) => {
@@ -101,10 +104,8 @@ impl Watch {
                 () = lines.closed() => return,
                 () = sleep_until(end) => return,
                 () = sleep_until(bookmark), if self.bookmarks && bookmark < end => {
-                    if control.borrow().stall.is_none() {
-                        let _ = lines.send(Ok(self.bookmark(at.unwrap_or(0)))).await;
-                        bookmark = self.next_bookmark(&shared, end);
-                    }
+                    let _ = lines.send(Ok(self.bookmark(at.unwrap_or(0)))).await;
+                    bookmark = self.next_bookmark(&shared, end);
                 }
                 order = orders.recv() => match order {
                     Some(Order::Say(bytes)) => drop(lines.send(Ok(bytes)).await),
@@ -115,6 +116,9 @@ impl Watch {
                     }
                     Some(Order::Cut(bytes)) => {
                         let _ = lines.send(Ok(bytes)).await;
+                        // Hyper throws away what it has not written when a body fails: until all is taken
+                        // (and written, in the same turn of the connection's task), it must not.
+                        drop(lines.reserve_many(BUFFERED).await);
                         let _ = lines.send(Err(Cut)).await;
                         return;
                     }
