@@ -14,6 +14,10 @@ const FIRST_VERSION: u64 = 1000;
 /// How many lists may be under way in pages at once before the oldest expires.
 const SNAPSHOTS: usize = 256;
 
+/// How many of the newest events keep their text: watches are seldom further behind, and 65,536 texts of 3 KiB
+/// would be 200 MiB. Older ones are written anew for who asks.
+const ENCODED: usize = 1024;
+
 /// All Nodes at one version, in the order of their names.
 pub(super) type Snapshot = Arc<[Arc<Node>]>;
 
@@ -131,6 +135,10 @@ impl Store {
     fn record(&mut self, event: Event) {
         self.version = event.node.resource_version;
         self.history.push_back(Arc::new(event));
+        if let Some(index) = self.history.len().checked_sub(ENCODED + 1) {
+            let aged = &mut self.history[index];
+            *aged = Arc::new(Event::new(aged.kind, aged.node.clone()));
+        }
         while self.history.len() > self.kept {
             self.oldest = self.history.pop_front().map_or(self.version, |event| event.node.resource_version);
         }
