@@ -286,18 +286,19 @@ impl Agent {
     async fn apply(&mut self, actions: &[Action], seen: &Seen, failures: &mut Vec<String>) {
         const EACH: usize = 12;
         let again = self.failed == actions;
-        for action in actions {
-            if action.removes() && !failures.is_empty() {
+        for run in Action::runs(actions) {
+            if run[0].removes() && !failures.is_empty() {
                 continue;
             }
-            if actions.len() <= EACH && !again {
-                tracing::info!("{action}");
-            } else {
-                tracing::debug!("{action}");
+            for action in run {
+                if actions.len() <= EACH && !again {
+                    tracing::info!("{action}");
+                } else {
+                    tracing::debug!("{action}");
+                }
             }
-            if let Err(error) = self.hands.apply(action, Some(&self.identity), seen.counters()).await {
-                failures.push(format!("{error:#}"));
-            }
+            let errors = self.hands.apply_run(run, Some(&self.identity), seen.counters()).await;
+            failures.extend(errors.iter().map(|error| format!("{error:#}")));
         }
         if actions.len() > EACH && !again {
             tracing::info!(actions = actions.len(), failed = failures.len(), "brought the node up to date");

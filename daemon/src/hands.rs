@@ -111,6 +111,27 @@ impl Hands {
         })
     }
 
+    /// Does what can be done together ([`Action::runs`]); returns what went wrong.
+    pub async fn apply_run(
+        &self,
+        run: &[Action],
+        identity: Option<&Identity>,
+        counters: GuardCounters,
+    ) -> Vec<anyhow::Error> {
+        match run {
+            [Action::AddRoute(_) | Action::RemoveRoute(_), ..] => {
+                self.kernel.apply_routes(run).into_iter().map(Into::into).collect()
+            }
+            run => {
+                let mut errors = Vec::new();
+                for action in run {
+                    errors.extend(self.apply(action, identity, counters).await.err());
+                }
+                errors
+            }
+        }
+    }
+
     /// Does one thing. `counters` are carried over where the guard is written anew.
     pub async fn apply(
         &self,

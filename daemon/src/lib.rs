@@ -25,6 +25,7 @@ pub mod kernel;
 pub mod keystore;
 pub mod logs;
 pub mod metrics;
+pub mod netlink;
 pub mod registry;
 pub mod report;
 pub mod settings;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use warren_api::PublicKey;
@@ -79,8 +80,8 @@ pub struct Route {
 pub enum RouteKind {
     /// Out through a tunnel interface, with this source if the packet has none yet.
     Tunnel {
-        /// The interface's name.
-        interface: String,
+        /// The interface's name, which thousands of routes share.
+        interface: Arc<str>,
         /// The preferred source.
         source: Option<IpAddr>,
     },

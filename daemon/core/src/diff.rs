@@ -11,6 +11,7 @@
 //!
 //! Applying all actions to what was observed yields what is desired; the difference is then empty.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -108,11 +109,21 @@ impl Action {
             Self::AddRoute(_) | Self::AddRule(_) => false,
         }
     }
+
+    /// Cuts actions into runs that can be applied together: of routes that come or go there may be thousands.
+    pub fn runs(actions: &[Self]) -> impl Iterator<Item = &[Self]> {
+        actions.chunk_by(|one, next| {
+            matches!(
+                (one, next),
+                (Self::AddRoute(_), Self::AddRoute(_)) | (Self::RemoveRoute(_), Self::RemoveRoute(_))
+            )
+        })
+    }
 }
 
 /// The actions that lead from `observed` to `desired`; none if that is where it is.
 pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let observed = &without_half_a_tunnel(desired, observed);
+    let observed = &*without_half_a_tunnel(desired, observed);
     let mut actions = Vec::new();
     actions.extend(guard(desired.guard.as_ref(), observed));
 
@@ -144,15 +155,16 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
 
 /// An interface without its device, or the reverse, is no tunnel: it is started anew, and whatever hangs on
 /// the interface goes with it.
-fn without_half_a_tunnel(desired: &Desired, observed: &Observed) -> Observed {
-    let mut observed = observed.clone();
+fn without_half_a_tunnel<'a>(desired: &Desired, observed: &'a Observed) -> Cow<'a, Observed> {
     let whole = observed.link.is_some() && observed.device.is_some();
-    if desired.tunnel.is_some() && !whole {
-        observed.link = None;
-        observed.device = None;
-        observed.routes.retain(|route| route.kind == RouteKind::Unreachable);
+    if desired.tunnel.is_none() || whole {
+        return Cow::Borrowed(observed);
     }
-    observed
+    let mut observed = observed.clone();
+    observed.link = None;
+    observed.device = None;
+    observed.routes.retain(|route| route.kind == RouteKind::Unreachable);
+    Cow::Owned(observed)
 }
 
 fn guard(desired: Option<&Guard>, observed: &Observed) -> Option<Action> {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use warren_api::announcement::{self, Announcement, EpochKey};
@@ -314,7 +315,6 @@ fn routes(
     blocked: &[IpNet],
     enforcement: Enforcement,
 ) -> BTreeSet<Route> {
-    let mut routes = BTreeSet::new();
     let unreachable = |table, destination| Route {
         table,
         destination,
@@ -322,29 +322,32 @@ fn routes(
         kind: RouteKind::Unreachable,
     };
     let strict = enforcement == Enforcement::Strict;
+    // A set is made fastest of all its elements at once.
+    let mut routes = Vec::new();
     if strict {
         routes.extend(blocked.iter().map(|net| unreachable(names::PODS_TABLE, *net)));
     }
-    let Some(tunnel) = tunnel else { return routes };
+    let Some(tunnel) = tunnel else { return routes.into_iter().collect() };
+    let interface: Arc<str> = tunnel.interface.as_str().into();
     let through = |table, destination: IpNet, source| Route {
         table,
         destination,
         metric: names::TUNNEL_METRIC,
-        kind: RouteKind::Tunnel { interface: tunnel.interface.clone(), source },
+        kind: RouteKind::Tunnel { interface: interface.clone(), source },
     };
     for peer in peers {
         for cidr in &peer.pod_cidrs {
             let source = local.pod_cidrs.iter().find(|own| Family::from(*own) == Family::from(cidr));
-            routes.insert(through(names::PODS_TABLE, *cidr, source.map(IpNet::network)));
+            routes.push(through(names::PODS_TABLE, *cidr, source.map(IpNet::network)));
         }
         for address in peer.addresses.iter().copied().map(nets::host) {
             if local.pod_cidrs.iter().any(|own| Family::from(own) == Family::from(&address)) {
-                routes.insert(through(names::NODES_TABLE, address, None));
+                routes.push(through(names::NODES_TABLE, address, None));
                 routes.extend(strict.then(|| unreachable(names::NODES_TABLE, address)));
             }
         }
     }
-    routes
+    routes.into_iter().collect()
 }
 
 fn rules(local: &Local<'_>, blocked: &[IpNet]) -> BTreeSet<Rule> {

@@ -1,22 +1,28 @@
 //! Links, addresses, routes and rules of this node, over rtnetlink: read back, and applied. No policy.
 
-mod convert;
+mod routes;
+mod rules;
 pub mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
+use std::slice;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use netlink_packet_route::route::RouteMessage;
 use netlink_packet_route::rule::RuleMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use rtnetlink::{Handle, IpVersion, LinkUnspec};
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, ObservedLink, Route, RouteKind, Rule};
+
+use crate::netlink::{Request, Socket};
+use routes::Interfaces;
 
 /// The MTU of Ethernet, in bytes: what to go by for an address on the loopback interface, as routing daemons
 /// announce them, whose packets leave by links that only their routes know.
@@ -25,6 +31,8 @@ const ETHERNET: u32 = 1500;
 /// A connection to the kernel of the network namespace it was opened in.
 pub struct Kernel {
     handle: Handle,
+    /// For routes, of which there are several for each node of the cluster.
+    socket: Mutex<Socket>,
 }
 
 /// What the kernel holds that matters to Warren.
@@ -52,7 +60,7 @@ pub enum KernelError {
         /// Of what.
         what: &'static str,
         /// Why.
-        source: Box<rtnetlink::Error>,
+        source: io::Error,
     },
     /// A change was refused.
     #[error("the kernel refused to {action}{hint}")]
@@ -60,7 +68,7 @@ pub enum KernelError {
         /// What was to be done.
         action: String,
         /// Why not.
-        source: Box<rtnetlink::Error>,
+        source: io::Error,
         /// What to do about it.
         hint: &'static str,
     },
@@ -72,11 +80,10 @@ pub enum KernelError {
 impl Kernel {
     /// Opens a connection and has it served in the background.
     pub fn open() -> Result<Self, KernelError> {
-        // Strict checking lets the kernel filter dumps by table, so a node's other routes cost nothing.
-        let (connection, handle, _) =
-            rtnetlink::new_connection_with_strict_check().map_err(KernelError::Open)?;
+        let socket = Socket::open(NETLINK_ROUTE).map_err(KernelError::Open)?;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(KernelError::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, socket: Mutex::new(socket) })
     }
 
     /// Reads back all that matters, with `interface` as the tunnel's.
@@ -98,17 +105,69 @@ impl Kernel {
                 view.local_addresses.extend(nets.map(|net| LocalAddress { net, mtu }));
             }
         }
-        let name = |index: u32| links.iter().find(|link| link.header.index == index).and_then(name_of);
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let rules: Vec<RuleMessage> = collect("rules", self.handle.rule().get(version).execute()).await?;
+            view.rules.extend(rules.iter().filter_map(rules::rule));
+        }
+        let name = |link: &LinkMessage| Some((link.header.index, name_of(link)?.into()));
+        view.routes = self.routes(&links.iter().filter_map(name).collect())?;
+        Ok(view)
+    }
+
+    fn routes(&self, interfaces: &Interfaces) -> Result<BTreeSet<Route>, KernelError> {
+        let mut socket = self.socket();
+        let mut found = Vec::new();
         for family in [Family::V4, Family::V6] {
             for table in [names::PODS_TABLE, names::NODES_TABLE] {
-                let routes = self.dump_routes(family, table).await?;
-                view.routes.extend(routes.iter().filter_map(|route| convert::route(route, &name)));
+                let routes = routes::list(&mut socket, family, table, interfaces);
+                found.extend(routes.map_err(|source| KernelError::Read { what: "routes", source })?);
             }
-            let version = if family == Family::V4 { IpVersion::V4 } else { IpVersion::V6 };
-            let rules: Vec<RuleMessage> = collect("rules", self.handle.rule().get(version).execute()).await?;
-            view.rules.extend(rules.iter().filter_map(convert::rule));
         }
-        Ok(view)
+        Ok(found.into_iter().collect())
+    }
+
+    fn socket(&self) -> MutexGuard<'_, Socket> {
+        // A conversation that a panic broke off is told from the next by its number.
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds or removes many routes. Those that are refused for one reason make one error.
+    pub fn apply_routes(&self, actions: &[Action]) -> Vec<KernelError> {
+        let mut errors = Vec::new();
+        let (mut tried, mut requests) = (Vec::new(), Vec::new());
+        let mut indices = HashMap::new();
+        for action in actions {
+            match route_request(action, &mut indices) {
+                Ok(Some(request)) => {
+                    tried.push(action);
+                    requests.push(request);
+                }
+                Ok(None) => {}
+                Err(error) if errors.is_empty() => errors.push(error),
+                // The same of all other routes.
+                Err(_) => {}
+            }
+        }
+        let refused = match self.socket().change(&mut requests) {
+            Ok(refused) => refused,
+            Err(source) => vec![(0, source)],
+        };
+        let mut reasons: Vec<(io::Error, &Action, usize)> = Vec::new();
+        for (index, reason) in refused {
+            let action = tried[index];
+            if action.removes() && is_absence(&reason) {
+                continue;
+            }
+            match reasons.iter_mut().find(|(other, ..)| other.raw_os_error() == reason.raw_os_error()) {
+                Some((_, _, more)) => *more += 1,
+                None => reasons.push((reason, action, 0)),
+            }
+        }
+        errors.extend(reasons.into_iter().map(|(reason, action, more)| {
+            let more = if more == 0 { String::new() } else { format!(", and {more} more") };
+            refusal(format!("{action}{more}"), reason)
+        }));
+        errors
     }
 
     /// Does one thing that concerns the kernel; `interface` is the tunnel's.
@@ -139,54 +198,43 @@ impl Kernel {
                 message.attributes.push(AddressAttribute::Local(*address));
                 self.handle.address().del(message).execute().await
             }
-            Action::AddRoute(route) => {
-                let message = convert::route_message(route, self.interface_of(route)?);
-                self.handle.route().add(message).replace().execute().await
-            }
-            Action::RemoveRoute(route) => match self.interface_of(route) {
-                Ok(index) => {
-                    let message = convert::removal_message(route, index);
-                    absent_is_done(self.handle.route().del(message).execute().await)
-                }
-                // Its interface is gone, and the route with it.
-                Err(_) => Ok(()),
-            },
             Action::AddRule(rule) => {
                 let mut add = self.handle.rule().add();
-                *add.message_mut() = convert::rule_message(rule);
+                *add.message_mut() = rules::rule_message(rule);
                 add.execute().await
             }
             Action::RemoveRule(rule) => {
-                absent_is_done(self.handle.rule().del(convert::rule_message(rule)).execute().await)
+                absent_is_done(self.handle.rule().del(rules::rule_message(rule)).execute().await)
+            }
+            Action::AddRoute(_) | Action::RemoveRoute(_) => {
+                return self.apply_routes(slice::from_ref(action)).into_iter().next().map_or(Ok(()), Err);
             }
             Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => Ok(()),
             Action::StartTunnel { .. } | Action::ConfigureDevice(_) | Action::StopTunnel => Ok(()),
         };
-        result.map_err(|source| KernelError::Apply {
-            action: action.to_string(),
-            hint: hint(&source),
-            source: Box::new(source),
-        })
+        result.map_err(|error| refusal(action.to_string(), into_io(error)))
     }
+}
 
-    async fn dump_routes(&self, family: Family, table: u32) -> Result<Vec<RouteMessage>, KernelError> {
-        let request = self.handle.route().get(convert::table_filter(family, table));
-        match collect("routes", request.execute()).await {
-            // IPv4's answer when the table has never held a route (net/ipv4/fib_frontend.c).
-            Err(KernelError::Read { source, .. }) if code(&source) == Some(nix::libc::ENOENT) => {
-                Ok(Vec::new())
+/// What is to be sent for one route, if anything. `indices` are those of the interfaces that were asked for before.
+fn route_request<'a>(
+    action: &'a Action,
+    indices: &mut HashMap<&'a str, Option<u32>>,
+) -> Result<Option<Request>, KernelError> {
+    let (Action::AddRoute(route) | Action::RemoveRoute(route)) = action else { return Ok(None) };
+    let interface = match &route.kind {
+        RouteKind::Tunnel { interface, .. } => {
+            match *indices.entry(interface).or_insert_with(|| index(interface).ok()) {
+                // Where its interface is gone, so is the route.
+                None if action.removes() => return Ok(None),
+                None => return Err(KernelError::NoInterface(interface.to_string())),
+                found => found,
             }
-            result => result,
         }
-    }
-
-    /// The index of the interface that a route leads out of, if it leads out of one.
-    fn interface_of(&self, route: &Route) -> Result<Option<u32>, KernelError> {
-        match &route.kind {
-            RouteKind::Tunnel { interface, .. } => index(interface).map(Some),
-            RouteKind::Unreachable | RouteKind::Foreign => Ok(None),
-        }
-    }
+        RouteKind::Unreachable | RouteKind::Foreign => None,
+    };
+    let removes = action.removes();
+    Ok(Some(if removes { routes::removal(route, interface) } else { routes::addition(route, interface) }))
 }
 
 fn index(interface: &str) -> Result<u32, KernelError> {
@@ -197,31 +245,36 @@ async fn collect<T>(
     what: &'static str,
     dump: impl Stream<Item = Result<T, rtnetlink::Error>>,
 ) -> Result<Vec<T>, KernelError> {
-    dump.try_collect().await.map_err(|source| KernelError::Read { what, source: Box::new(source) })
+    dump.try_collect().await.map_err(|error| KernelError::Read { what, source: into_io(error) })
 }
 
 /// Something that should go and is gone already.
 fn absent_is_done(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match result {
-        Err(error) if matches!(code(&error), Some(nix::libc::ESRCH | nix::libc::ENOENT)) => Ok(()),
+        Err(rtnetlink::Error::NetlinkError(message)) if is_absence(&message.to_io()) => Ok(()),
         result => result,
     }
 }
 
-/// The errno of a netlink error.
-fn code(error: &rtnetlink::Error) -> Option<i32> {
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENOENT))
+}
+
+/// The kernel's own word, where it is one.
+fn into_io(error: rtnetlink::Error) -> io::Error {
     match error {
-        rtnetlink::Error::NetlinkError(message) => message.code.map(|code| -code.get()),
-        _ => None,
+        rtnetlink::Error::NetlinkError(message) => message.to_io(),
+        error => io::Error::other(error),
     }
 }
 
-fn hint(error: &rtnetlink::Error) -> &'static str {
-    match code(error) {
+fn refusal(action: String, source: io::Error) -> KernelError {
+    let hint = match source.raw_os_error() {
         Some(nix::libc::EPERM) => "; warrend needs the capability NET_ADMIN",
         Some(nix::libc::EOPNOTSUPP | nix::libc::EAFNOSUPPORT) => "; is this address family switched off?",
         _ => "",
-    }
+    };
+    KernelError::Apply { action, source, hint }
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {
