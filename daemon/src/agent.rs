@@ -313,7 +313,7 @@ impl Agent {
         first: http::Visitor,
     ) {
         if let Ok(seen) = self.hands.look().await {
-            board.refresh(&seen);
+            board.refresh(&seen, self.registry.status());
         }
         let _ = first.send(());
         while let Ok(visitor) = visitors.try_recv() {

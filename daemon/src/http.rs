@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use warren_api::status::RegistryStatus;
 
 use crate::hands::Seen;
 use crate::metrics;
@@ -82,10 +83,10 @@ impl Board {
     }
 
     /// Brings the report up to date without judging anything anew.
-    pub fn refresh(&self, seen: &Seen) {
+    pub fn refresh(&self, seen: &Seen, registry: Option<RegistryStatus>) {
         self.with(|posted| {
             if let Some(status) = &mut posted.report.status {
-                report::refresh(status, seen);
+                report::refresh(status, seen, registry);
             }
         });
     }

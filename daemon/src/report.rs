@@ -77,7 +77,7 @@ impl Voice {
             withdrawn: plan.withdrawal != Withdrawal::None,
             guard: seen.counters(),
         };
-        refresh(&mut status, seen);
+        refresh(&mut status, seen, None);
         Report { status: Some(status), failed: !failures.is_empty(), failures, acted: false }
     }
 
@@ -156,8 +156,11 @@ fn peers(plan: &Plan) -> Vec<PeerStatus> {
     peers
 }
 
-/// Brings a status up to date with what was seen since.
-pub fn refresh(status: &mut Status, seen: &Seen) {
+/// Brings a status up to date with what was seen since, and with how it stands with the registry now.
+pub fn refresh(status: &mut Status, seen: &Seen, registry: Option<RegistryStatus>) {
+    if registry.is_some() {
+        status.registry = registry;
+    }
     status.guard = seen.counters();
     let none = ObservedDevice::default();
     let device = seen.device.as_ref().ok().and_then(Option::as_ref).unwrap_or(&none);

@@ -34,7 +34,9 @@ impl Registry {
                 Self::Dir(DirRegistry::new(directory, node))
             }
             args::Registry::Kubernetes(kubeconfig) => {
-                let opened = KubernetesRegistry::open(kubeconfig.as_deref(), node, changed.clone());
+                let changed = changed.clone();
+                let opened =
+                    KubernetesRegistry::open(kubeconfig.as_deref(), node, changed, kubernetes::SILENCE);
                 Self::Kubernetes(opened.await?)
             }
         })

@@ -1,10 +1,11 @@
 //! Keeps the store up to date: one list, then a watch for as long as the daemon lives.
 //!
 //! ```text
-//!            ┌───────────────── 410 Gone: metadata list ◄───┐
-//!  full list ┴─► watch ──ends──► watch from the last version ┤
-//!                  │                                        │
-//!                  └──fails──► wait with jitter, then again ─┘
+//!  full list ──► watch ──ends──► watch again, from the last version
+//!                │ ▲ └──fails──► wait with jitter, then the same
+//!     410, silent│ │
+//!                ▼ │
+//!          metadata list ──the server is behind──► full list
 //! ```
 //!
 //! Whatever fails, what is known holds and the tunnels stay: nodes are forgotten only when the server says so.
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use kube::core::WatchEvent;
 use rand_core::{OsRng, RngCore as _};
 use tokio::time::{sleep, sleep_until, timeout};
@@ -24,8 +25,9 @@ use super::{Shared, api, backoff};
 /// How long a watch lasts, in seconds: as long as client-go's, random so that 5,000 nodes do not come back at once.
 const WATCH: std::ops::Range<u64> = 300..600;
 
-/// A watch that says nothing for this long is dead: bookmarks come once a minute.
-const SILENCE: Duration = Duration::from_secs(150);
+/// A watch that says nothing for this long is dead: bookmarks come once a minute. Or the server's data were
+/// restored from a backup, and it waits until they have come as far again as this node has.
+pub const SILENCE: Duration = Duration::from_secs(150);
 
 /// How long to rest between two looks at the watch. Thousands of nodes send hundreds of heartbeats a second, which
 /// cost less read together than one by one; a change may wait so long.
@@ -40,6 +42,8 @@ enum End {
     Normal,
     /// The server does not remember so far back.
     Gone,
+    /// It says nothing, not even that there is nothing to say.
+    Silent,
 }
 
 /// Runs for as long as the daemon does.
@@ -71,8 +75,11 @@ async fn session(shared: &Arc<Shared>) -> anyhow::Result<()> {
     }
     match watch(shared).await {
         Ok(End::Normal) => Ok(()),
-        Ok(End::Gone) => relist(shared).await,
-        Err(error) if matches!(api::code(&error), Some(410 | 504)) => relist(shared).await,
+        Ok(End::Gone) => relist(shared, "the server does not remember so far back").await,
+        Ok(End::Silent) => relist(shared, "the watch is silent").await,
+        Err(error) if matches!(api::code(&error), Some(410 | 504)) => {
+            relist(shared, &error.to_string()).await
+        }
         Err(error) => Err(error),
     }
 }
@@ -91,9 +98,9 @@ async fn list(shared: &Arc<Shared>) -> anyhow::Result<()> {
 }
 
 /// Finds out from the metadata what was missed.
-async fn relist(shared: &Arc<Shared>) -> anyhow::Result<()> {
+async fn relist(shared: &Arc<Shared>, why: &str) -> anyhow::Result<()> {
     let version = shared.with(|store| store.version().to_owned());
-    tracing::info!("the watch is too old to go on: the Nodes' metadata are listed");
+    tracing::info!("the Nodes' metadata are listed: {why}");
     let (all, version) = match shared.api.list_metadata(&version).await {
         Ok(listed) => listed,
         Err(error) => {
@@ -118,35 +125,38 @@ async fn watch(shared: &Arc<Shared>) -> anyhow::Result<End> {
     shared.in_contact();
     let mut events = std::pin::pin!(events);
     loop {
-        let mut next =
-            timeout(SILENCE, events.next()).await.context("the watch is silent and is given up")?;
-        let mut changed = false;
+        let Ok(first) = timeout(shared.silence, events.next()).await else { return Ok(End::Silent) };
+        let mut next = Some(first);
         // Everything that has come, then a rest.
-        loop {
-            let Some(event) = next else {
-                shared.notify(changed);
-                return Ok(End::Normal);
-            };
+        while let Some(event) = next {
+            let Some(event) = event else { return Ok(End::Normal) };
             match event.map_err(anyhow::Error::from).and_then(|event| handle(shared, event)) {
-                Ok(news) => changed |= news,
-                Err(error) => {
-                    shared.notify(changed);
-                    return if api::code(&error) == Some(410) { Ok(End::Gone) } else { Err(error) };
-                }
+                Ok(()) => {}
+                Err(error) if api::code(&error) == Some(410) => return Ok(End::Gone),
+                Err(error) => return Err(error),
             }
-            match events.next().now_or_never() {
-                Some(more) => next = more,
-                None => break,
-            }
+            next = what_has_come(&mut events).await;
         }
         shared.in_contact();
-        shared.notify(changed);
         sleep(REST).await;
     }
 }
 
-/// Takes in one event; says whether it changed anything.
-fn handle(shared: &Arc<Shared>, event: WatchEvent<Partial>) -> anyhow::Result<bool> {
+/// The next item, if it is there. The task that reads the connection hands over one at a time, and has to have its
+/// turn before it is clear that there is none.
+async fn what_has_come<S: Stream + Unpin>(stream: &mut S) -> Option<Option<S::Item>> {
+    const TURNS: u32 = 3;
+    for _ in 0..TURNS {
+        if let Some(item) = stream.next().now_or_never() {
+            return Some(item);
+        }
+        tokio::task::yield_now().await;
+    }
+    None
+}
+
+/// Takes in one event.
+fn handle(shared: &Arc<Shared>, event: WatchEvent<Partial>) -> anyhow::Result<()> {
     let now = Instant::now();
     let effect = match event {
         WatchEvent::Added(Partial { metadata }) | WatchEvent::Modified(Partial { metadata }) => {
@@ -158,12 +168,18 @@ fn handle(shared: &Arc<Shared>, event: WatchEvent<Partial>) -> anyhow::Result<bo
         }
         WatchEvent::Deleted(Partial { metadata }) => shared.with(|store| store.deleted(&metadata)),
         WatchEvent::Bookmark(bookmark) => {
-            shared.with(|store| store.bookmark(bookmark.metadata.resource_version));
-            return Ok(false);
+            let version = bookmark.metadata.resource_version;
+            if !shared.with(|store| store.bookmark(version)) {
+                // Its data were restored from a backup, and it would be silent until it has come so far again.
+                shared.with(|store| store.forget_version());
+                anyhow::bail!("the API server has gone back in time; the Nodes are listed anew");
+            }
+            return Ok(());
         }
         WatchEvent::Error(status) => return Err(kube::Error::Api(status).into()),
     };
-    Ok(effect.changed)
+    shared.notify(effect.changed);
+    Ok(())
 }
 
 /// Asks for one Node until there is an answer that is new enough.

@@ -34,6 +34,7 @@ use warren_core::Record;
 
 use crate::happening::Happening;
 use api::Api;
+pub use feed::SILENCE;
 use publisher::Wish;
 use store::Store;
 
@@ -43,12 +44,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How many Nodes are asked for at once.
 const ASKING: usize = 8;
 
-/// Between attempts: from half a second to 20 s, twice as long each time, with as much again of jitter, so that
-/// 5,000 nodes do not come back to an API server at once.
+/// Between attempts: from half a second to 10 s, twice as long each time, with up to as much again of jitter, so
+/// that 5,000 nodes do not come back to an API server at once.
 fn backoff() -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(500))
-        .with_max_delay(Duration::from_secs(20))
+        .with_max_delay(Duration::from_secs(10))
         .with_jitter()
         .without_max_times()
         .build()
@@ -76,6 +77,8 @@ pub struct Shared {
     places: Semaphore,
     happenings: mpsc::Sender<Happening>,
     suppressed: AtomicU64,
+    /// How long a watch may be silent.
+    silence: Duration,
 }
 
 /// How it stands with the API server.
@@ -91,10 +94,17 @@ struct Contact {
 
 impl KubernetesRegistry {
     /// The registry of the cluster this runs in, or of a kubeconfig, seen from the Node `node`; `changed` hears of
-    /// changes. Does not wait for the API server.
-    pub async fn open(kubeconfig: Option<&Path>, node: String, changed: Arc<Notify>) -> anyhow::Result<Self> {
+    /// changes. A watch that is silent for longer than `silence` is given up. Does not wait for the API server.
+    pub async fn open(
+        kubeconfig: Option<&Path>,
+        node: String,
+        changed: Arc<Notify>,
+        silence: Duration,
+    ) -> anyhow::Result<Self> {
         let mut config = configuration(kubeconfig).await?;
         config.connect_timeout = Some(CONNECT);
+        // The tasks wait and try again themselves, and know what has changed meanwhile.
+        config.default_retry = false;
         let url = config.cluster_url.to_string();
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = config.cluster_url.port_u16().unwrap_or(443);
@@ -115,6 +125,7 @@ impl KubernetesRegistry {
             places: Semaphore::new(ASKING),
             happenings: tell,
             suppressed: AtomicU64::new(0),
+            silence,
         });
         let (wish, wishes) = watch::channel(Wish::default());
         let servers = Arc::new(Mutex::new(host.parse().into_iter().collect()));

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::time::sleep;
+use warren_api::Announcement;
 use warren_api::annotations::{ANNOUNCEMENT, PUBLISHED};
 use warren_api::node::Node;
 
@@ -42,9 +43,15 @@ enum Write {
 pub async fn run(shared: Arc<Shared>, mut wish: watch::Receiver<Wish>) {
     let mut waits = backoff();
     let mut recent = VecDeque::new();
+    let mut uid = String::new();
     loop {
         let wanted = wish.borrow_and_update().clone();
         let own = shared.with(|store| store.own().cloned());
+        if let Some(own) = own.as_ref().filter(|own| own.uid != uid) {
+            // What was written before is gone with the Node that it was written to.
+            recent.clear();
+            uid.clone_from(&own.uid);
+        }
         let Some((own, write)) = own.and_then(|own| next_write(&wanted, &own).map(|write| (own, write)))
         else {
             waits = backoff();
@@ -73,6 +80,11 @@ pub async fn run(shared: Arc<Shared>, mut wish: watch::Receiver<Wish>) {
 /// The first thing that differs from the wish.
 fn next_write(wish: &Wish, own: &OwnNode) -> Option<Write> {
     if let Some(wanted) = &wish.annotations {
+        // Of a Node made anew under this name, the wish does not know yet; peers would take it for stale or copied.
+        let meant = wanted.get(ANNOUNCEMENT).and_then(|text| Announcement::parse(text).ok());
+        if meant.is_some_and(|announcement| announcement.uid != own.uid) {
+            return None;
+        }
         let stands = |(name, value): (&String, &String)| own.annotations.get(name) == Some(value);
         if !wanted.iter().all(stands) {
             return Some(Write::Announcement(wanted.clone()));
@@ -194,6 +206,20 @@ mod tests {
             let own = OwnNode { uid: "u".into(), annotations: present, tainted };
             assert_eq!(next_write(&wish, &own), expected, "{wish:?} on {own:?}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_an_earlier_node_of_this_name_is_not_written_to_its_successor() {
+        let text = |uid: &str| {
+            format!(
+                r#"{{"version":1,"node":"a","uid":"{uid}","epochs":[],"podCIDRs":[],"endpoints":[],
+                    "backend":"userspace","mtu":1420}}"#
+            )
+        };
+        let wish = |uid: &str| Wish { annotations: Some(map(&[(ANNOUNCEMENT, &text(uid))])), ready: true };
+        let own = OwnNode { uid: "new".into(), annotations: map(&[]), tainted: Vec::new() };
+        assert_eq!(next_write(&wish("old"), &own), None);
+        assert!(matches!(next_write(&wish("new"), &own), Some(Write::Announcement(_))));
     }
 
     #[test]

@@ -158,9 +158,12 @@ impl Store {
         (changed, ask)
     }
 
-    /// The watch has come this far without anything else to say.
-    pub fn bookmark(&mut self, version: String) {
+    /// The watch has come this far without anything else to say. False if it had come further before.
+    #[must_use]
+    pub fn bookmark(&mut self, version: String) -> bool {
+        let onwards = number(&version) >= number(&self.version);
         self.version = version;
+        onwards
     }
 
     /// The watch shows that a Node is there, or changed.
@@ -342,6 +345,13 @@ mod tests {
         let mut store = mk_store();
         let effect = store.seen(&metadata("a", "u", 11, Some("x")), NOW());
         assert_eq!((effect, store.version()), (Effect::default(), "11"));
+    }
+
+    #[test]
+    fn a_bookmark_moves_the_watch_on_and_never_back() {
+        let mut store = mk_store();
+        assert!(store.bookmark("20".into()) && store.bookmark("20".into()));
+        assert!(!store.bookmark("3".into()));
     }
 
     #[test]

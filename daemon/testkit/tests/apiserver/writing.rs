@@ -127,17 +127,32 @@ pub fn taints() -> Result<()> {
     let taints = vec![taint("warren.internal/not-ready"), taint("other")];
     api.add_node(&NodeSpec { taints, ..NodeSpec::numbered(1) })?;
     cluster.nodes(|nodes| async move {
-        let delete = Patch::Strategic(json!({
+        let params = PatchParams { field_manager: Some("warrend".to_owned()), ..PatchParams::default() };
+        let strategic = Patch::Strategic(json!({
             "spec": { "taints": [{ "$patch": "delete", "key": "warren.internal/not-ready" }] },
         }));
-        let params = PatchParams { field_manager: Some("warrend".to_owned()), ..PatchParams::default() };
-        for _ in 0..2 {
-            let node = nodes.patch(NODE, &params, &delete).await?;
-            let taints = node.spec.and_then(|spec| spec.taints).context("no taints are left")?;
-            ensure!(taints.len() == 1 && taints[0].key == "other", "{taints:?}");
-        }
+        let status = refused(nodes.patch(NODE, &params, &strategic).await)?;
+        ensure!(status.code == 422 && status.message.contains("effect"), "{status:?}");
+        let operations = json!([
+            { "op": "test", "path": "/spec/taints/0/key", "value": "warren.internal/not-ready" },
+            { "op": "remove", "path": "/spec/taints/0" },
+        ]);
+        let client = nodes.clone().into_client();
+        let send = || {
+            let path = format!("/api/v1/nodes/{NODE}?fieldManager=warrend");
+            let request = Request::patch(path).header("content-type", "application/json-patch+json");
+            let request = request.body(operations.to_string().into_bytes()).expect("a sound request");
+            client.request::<Node>(request)
+        };
+        let node = send().await?;
+        let taints = node.spec.and_then(|spec| spec.taints).context("no taints are left")?;
+        ensure!(taints.len() == 1 && taints[0].key == "other", "{taints:?}");
+        ensure!(refused(send().await)?.code == 422, "the test in it fails now");
         let outcomes: Vec<Outcome> = api.writes().into_iter().map(|write| write.outcome).collect();
-        ensure!(matches!(outcomes[..], [Outcome::Changed(_), Outcome::Unchanged]), "{outcomes:?}");
+        ensure!(
+            matches!(outcomes[..], [Outcome::Refused(422), Outcome::Changed(_), Outcome::Refused(422)]),
+            "{outcomes:?}"
+        );
         let merge = Patch::Merge(json!({ "metadata": { "annotations": { EPOCH: "3", "x": null } } }));
         ensure!(annotation(&nodes.patch(NODE, &params, &merge).await?, EPOCH)? == "3");
         ensure!(refused(nodes.patch("nobody", &params, &merge).await)?.code == 404);

@@ -19,7 +19,7 @@
 //! ```
 //!
 //! It serves Nodes (LIST in pages, WATCH, GET, PATCH: server-side apply of annotations and labels with owners in
-//! `managedFields`, strategic merge, JSON merge), as whole objects or as metadata alone, and takes Events of
+//! `managedFields`, strategic merge, JSON merge, JSON patch), as whole objects or as metadata alone, and takes Events of
 //! events.k8s.io/v1. It has neither RBAC nor admission, no other resources, no protobuf, compression, HTTP/2 or
 //! streaming lists; what it does not do it refuses with *501* and a reason, so that no test rests on a guess. A
 //! real API server beside it keeps it honest.

@@ -19,6 +19,8 @@ pub enum PatchKind {
     Strategic,
     /// `application/merge-patch+json`.
     Merge,
+    /// `application/json-patch+json`.
+    Json,
 }
 
 impl PatchKind {
@@ -27,6 +29,7 @@ impl PatchKind {
             "application/apply-patch+yaml" => Ok(Self::Apply),
             "application/strategic-merge-patch+json" => Ok(Self::Strategic),
             "application/merge-patch+json" => Ok(Self::Merge),
+            "application/json-patch+json" => Ok(Self::Json),
             other => Err(Refusal::unsupported_media_type(other)),
         }
     }
@@ -35,11 +38,12 @@ impl PatchKind {
     pub(super) fn parse(self, body: &[u8]) -> Result<Value, Refusal> {
         let parsed = match self {
             Self::Apply => serde_norway::from_slice(body).map_err(|error| error.to_string()),
-            Self::Strategic | Self::Merge => serde_json::from_slice(body).map_err(|error| error.to_string()),
+            _ => serde_json::from_slice(body).map_err(|error| error.to_string()),
         };
         match parsed {
-            Ok(object @ Value::Object(_)) => Ok(object),
-            Ok(_) => Err(Refusal::bad_request("the patch is not an object")),
+            Ok(operations @ Value::Array(_)) if self == Self::Json => Ok(operations),
+            Ok(object @ Value::Object(_)) if self != Self::Json => Ok(object),
+            Ok(_) => Err(Refusal::bad_request("the patch is neither an object nor a list of operations")),
             Err(error) => Err(Refusal::bad_request(format!("error decoding patch: {error}"))),
         }
     }
@@ -73,7 +77,7 @@ impl Patch<'_> {
             (PatchKind::Apply, None) => {
                 Refusal::forbidden("an apply would create it, and nobody here may create nodes")
             }
-            (PatchKind::Strategic | PatchKind::Merge, _) => Refusal::not_found(self.name),
+            _ => Refusal::not_found(self.name),
         }
     }
 
@@ -88,7 +92,10 @@ impl Patch<'_> {
         if self.kind == PatchKind::Apply {
             apply::apply(&mut patched, self.body, apply::Terms { manager, force, now })?;
         } else {
-            self.merge(&mut patched)?;
+            match self.kind {
+                PatchKind::Json => self.operate(&mut patched)?,
+                _ => self.merge(&mut patched)?,
+            }
             update_owners(object, &mut patched, Manager { name: manager, operation: "Update" }, now);
         }
         let annotations = patched["metadata"]["annotations"].as_object().into_iter().flatten();
@@ -117,21 +124,25 @@ impl Patch<'_> {
         Ok(())
     }
 
+    /// RFC 6902. A test that fails, or a place that is not there, is *422 Invalid*.
+    fn operate(&self, object: &mut Value) -> Result<(), Refusal> {
+        let operations: json_patch::Patch = serde_json::from_value(self.body.clone())
+            .map_err(|error| Refusal::bad_request(format!("error decoding patch: {error}")))?;
+        json_patch::patch(object, &operations)
+            .map_err(|error| Refusal::invalid(self.name, "", &error.to_string()))
+    }
+
     fn merge(&self, object: &mut Value) -> Result<(), Refusal> {
         let mut body = self.body.clone();
         // The status has a subresource of its own; here it is ignored, as by a real server.
         if let Some(body) = body.as_object_mut() {
             body.remove("status");
         }
-        if self.kind == PatchKind::Strategic
-            && let Some(spec) = body.get_mut("spec").and_then(Value::as_object_mut)
+        // Taints are a list without a merge key, which is replaced as a whole: what it cannot be told is no taint.
+        if let Some(taints) = body["spec"]["taints"].as_array()
+            && taints.iter().any(|taint| taint["effect"].is_null())
         {
-            // An order that kubectl asks for, in which there is nothing to change.
-            spec.remove("$setElementOrder/taints");
-            if let Some(Value::Array(taints)) = spec.get("taints") {
-                let merged = merge_taints(&object["spec"]["taints"], taints)?;
-                spec.insert("taints".to_owned(), if merged.is_empty() { Value::Null } else { merged.into() });
-            }
+            return Err(Refusal::invalid(self.name, "spec.taints[0].effect", "Required value"));
         }
         if let Some(directive) = directive_in(&body) {
             return Err(Refusal::beyond_the_fake(&format!(
@@ -153,29 +164,6 @@ impl Patch<'_> {
         }
         Ok(())
     }
-}
-
-/// Taints are merged by their key: `{"$patch": "delete", "key": …}` removes, others replace members or add.
-fn merge_taints(present: &Value, patches: &[Value]) -> Result<Vec<Value>, Refusal> {
-    let mut taints = present.as_array().cloned().unwrap_or_default();
-    for patch in patches {
-        if patch["key"].is_null() {
-            return Err(Refusal::bad_request(format!(
-                "map: {patch} does not contain declared merge key: key"
-            )));
-        }
-        match patch.get("$patch").and_then(Value::as_str) {
-            Some("delete") => taints.retain(|taint| taint["key"] != patch["key"]),
-            Some(other) => {
-                return Err(Refusal::beyond_the_fake(&format!("the directive $patch: {other} of a taint")));
-            }
-            None => match taints.iter_mut().find(|taint| taint["key"] == patch["key"]) {
-                Some(taint) => json_merge(taint, patch),
-                None => taints.push(patch.clone()),
-            },
-        }
-    }
-    Ok(taints)
 }
 
 /// A key that begins with `$`: a directive, which is no data.

@@ -120,7 +120,8 @@ impl Refusal {
     pub fn unsupported_media_type(given: &str) -> Self {
         let message = format!(
             "the body of the request was in an unknown format ({given:?}) - accepted media types include: \
-             application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml"
+             application/json-patch+json, application/merge-patch+json, \
+             application/strategic-merge-patch+json, application/apply-patch+yaml"
         );
         Self::new(415, "UnsupportedMediaType", message)
     }

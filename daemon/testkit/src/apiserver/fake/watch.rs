@@ -104,7 +104,11 @@ impl Watch {
                 () = lines.closed() => return,
                 () = sleep_until(end) => return,
                 () = sleep_until(bookmark), if self.bookmarks && bookmark < end => {
-                    let _ = lines.send(Ok(self.bookmark(at.unwrap_or(0)))).await;
+                    // Of a version to come there is nothing to say.
+                    let at = at.unwrap_or(0);
+                    if at <= shared.read(|store| store.version()) {
+                        let _ = lines.send(Ok(self.bookmark(at))).await;
+                    }
                     bookmark = self.next_bookmark(&shared, end);
                 }
                 order = orders.recv() => match order {
