@@ -1,9 +1,11 @@
 //! The guard: one nftables table that keeps "encrypted or dropped" whatever routes say.
 //!
-//! Written with `nft -f -`, which applies a text as one transaction; read back with `nft -j list table`.
-//! The program, not a library: every distribution ships the one that fits its kernel, and what the
-//! administrator sees with `nft list table inet warren` is what was written.
+//! Written with `nft -f -`, which applies a text as one transaction. The program, not a library: every distribution
+//! ships the one that fits its kernel, and what the administrator sees with `nft list table inet warren` is what was
+//! written. What happens at each look, and with each node that comes or goes, goes without it: reading back, and
+//! changes of the sets.
 
+mod nftables;
 mod readback;
 mod script;
 
@@ -11,10 +13,10 @@ use std::process::Stdio;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
-use warren_api::names::GUARD_TABLE;
 use warren_api::status::GuardCounters;
 use warren_core::{Action, Guard};
 
+use nftables::Socket;
 use readback::Listing;
 
 /// What stands in the kernel.
@@ -44,33 +46,27 @@ pub enum GuardError {
         /// What it said.
         message: String,
     },
-    /// Its answer is not understood.
-    #[error("the answer of nft is not understood; Warren needs nftables 1.0 or later, with JSON")]
-    Answer(#[source] serde_json::Error),
+    /// The kernel does not tell what stands there.
+    #[error("nftables cannot be read; is the module nf_tables loaded, and does warrend have NET_ADMIN?")]
+    Read(#[source] std::io::Error),
+    /// The kernel refused a change.
+    #[error("the kernel refused to {action}")]
+    Kernel {
+        /// What was to be done.
+        action: String,
+        /// Why not.
+        source: std::io::Error,
+    },
 }
 
 /// Reads back what stands in the kernel.
 pub async fn find() -> Result<Found, GuardError> {
-    Ok(list().await?.as_ref().map(readback::found).unwrap_or_default())
+    Ok(list()?.as_ref().map(readback::found).unwrap_or_default())
 }
 
-/// The listing of the guard's table, if there is one.
-async fn list() -> Result<Option<Listing>, GuardError> {
-    let output = Command::new("nft")
-        .args(["-j", "list", "table", "inet", GUARD_TABLE])
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .map_err(GuardError::Run)?;
-    if output.status.success() {
-        return readback::listing(&output.stdout).map(Some).map_err(GuardError::Answer);
-    }
-    let message = String::from_utf8_lossy(&output.stderr);
-    if message.contains("No such file or directory") {
-        return Ok(None);
-    }
-    Err(GuardError::Refused { action: "list the guard".to_owned(), message: message.trim().to_owned() })
+/// What the guard's table holds, if there is one.
+fn list() -> Result<Option<Listing>, GuardError> {
+    Socket::open().and_then(|mut socket| readback::list(&mut socket)).map_err(GuardError::Read)
 }
 
 /// Does one thing that concerns the guard. `counters` are carried over where the table is written anew.
@@ -78,10 +74,12 @@ pub async fn apply(action: &Action, counters: GuardCounters) -> Result<(), Guard
     match action {
         Action::ReplaceGuard(guard) => {
             run(action, &script::replace(guard, counters)).await?;
-            let readback = list().await?.map(|listing| listing.fingerprint).unwrap_or_default();
+            let readback = list()?.map(|listing| listing.fingerprint).unwrap_or_default();
             run(action, &script::put_seal(&script::seal(guard, readback))).await
         }
-        Action::UpdateGuard { add, remove } => run(action, &script::update(add, remove)).await,
+        Action::UpdateGuard { add, remove } => Socket::open()
+            .and_then(|mut socket| socket.update(&script::sets(remove), &script::sets(add)))
+            .map_err(|source| GuardError::Kernel { action: action.to_string(), source }),
         Action::RemoveGuard => run(action, &script::remove()).await,
         _ => Ok(()),
     }

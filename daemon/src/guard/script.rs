@@ -1,6 +1,5 @@
 //! The guard as an nftables script.
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
@@ -128,18 +127,19 @@ pub fn fingerprint(bytes: &[u8]) -> u64 {
     })
 }
 
+/// The names of the sets.
+pub const SETS: [&str; 6] =
+    ["remote_pods4", "remote_pods6", "local_pods4", "local_pods6", "remote_nodes4", "remote_nodes6"];
+
 /// The sets and what is in them: networks of all three kinds, told apart by address family.
-fn sets(guard: &Guard) -> [(String, Vec<IpNet>); 6] {
-    let of = |nets: &BTreeSet<IpNet>, n: u8| nets.iter().filter(|net| is_of(net, n)).copied().collect();
+pub fn sets(guard: &Guard) -> [(&'static str, Vec<IpNet>); 6] {
     let Guard { enforcement: _, remote_pods, local_pods, remote_nodes } = guard;
-    [
-        ("remote_pods4".into(), of(remote_pods, 4)),
-        ("remote_pods6".into(), of(remote_pods, 6)),
-        ("local_pods4".into(), of(local_pods, 4)),
-        ("local_pods6".into(), of(local_pods, 6)),
-        ("remote_nodes4".into(), of(remote_nodes, 4)),
-        ("remote_nodes6".into(), of(remote_nodes, 6)),
-    ]
+    let kinds = [(remote_pods, 4), (remote_pods, 6), (local_pods, 4), (local_pods, 6)];
+    let mut kinds = kinds.into_iter().chain([(remote_nodes, 4), (remote_nodes, 6)]);
+    SETS.map(|name| {
+        let of = kinds.next().map(|(nets, n)| nets.iter().filter(|net| is_of(net, n)).copied().collect());
+        (name, of.unwrap_or_default())
+    })
 }
 
 /// Puts the whole guard in place of whatever stands there. One transaction: there is no moment without it.
@@ -169,18 +169,6 @@ pub fn put_seal(name: &str) -> String {
     format!("add chain inet {GUARD_TABLE} {name}\n")
 }
 
-/// Changes the sets. Removals first: within a transaction nobody sees the state in between, and a network
-/// that grows would overlap with its former self.
-pub fn update(add: &Guard, remove: &Guard) -> String {
-    let mut script = String::new();
-    for (verb, guard) in [("delete", remove), ("add", add)] {
-        for (name, nets) in sets(guard).iter().filter(|(_, nets)| !nets.is_empty()) {
-            let _ = writeln!(script, "{verb} element inet {GUARD_TABLE} {name} {}", list(nets));
-        }
-    }
-    script
-}
-
 /// Takes the guard away, also where there is none.
 pub fn remove() -> String {
     format!("add table inet {GUARD_TABLE}\ndelete table inet {GUARD_TABLE}\n")
@@ -194,6 +182,7 @@ fn list(nets: &[IpNet]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn prefixes_are_their_leading_bits() {
