@@ -12,7 +12,7 @@ use warren_testkit::wait;
 
 use crate::cluster::{
     NEWS, VISITOR, VISITORS_ADDRESS, VISITORS_CIDR, annotate, annotations, announcement, await_quarantine,
-    leave, quarantine, three_nodes, visit,
+    leave, quarantine, three_nodes, two_nodes, visit,
 };
 use crate::common::{Mesh, Traffic, await_talk, in_mesh, no_talk};
 

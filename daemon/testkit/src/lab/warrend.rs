@@ -136,9 +136,7 @@ impl Node {
         command.args(["--foreground", &names::interface(0, 0)]);
         self.log_output(&mut command)?;
         let mut tunnel = self.tunnel.lock().expect("no thread panics with the lock");
-        if let Some(mut earlier) = tunnel.take() {
-            ensure!(earlier.try_wait()?.is_some(), "warren-tunnel already runs on {}", self.name);
-        }
+        ensure!(tunnel.is_none(), "warren-tunnel already runs on {}", self.name);
         *tunnel = Some(command.spawn().with_context(|| format!("starting warren-tunnel on {}", self.name))?);
         Ok(())
     }
@@ -216,11 +214,19 @@ impl Node {
         }
     }
 
-    /// SIGKILLs warren-tunnel; returns at once.
+    /// SIGKILLs warren-tunnel; returns at once, or, where it was started by [`Node::start_tunnel`], when it is
+    /// gone.
     pub fn kill_tunnel(&self) -> Result<()> {
         let pid = self.tunnel_pid()?;
         kill(Pid::from_raw(pid as i32), Signal::SIGKILL)
-            .with_context(|| format!("killing warren-tunnel ({pid}) on {}", self.name))
+            .with_context(|| format!("killing warren-tunnel ({pid}) on {}", self.name))?;
+        let tunnel = self.tunnel.lock().expect("no thread panics with the lock").take();
+        if let Some(mut tunnel) = tunnel {
+            tunnel
+                .wait()
+                .with_context(|| format!("waiting for the end of warren-tunnel on {}", self.name))?;
+        }
+        Ok(())
     }
 }
 
