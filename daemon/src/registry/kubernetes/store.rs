@@ -23,8 +23,8 @@ use warren_api::annotations::{ANNOUNCEMENT, NOT_READY, QUARANTINE};
 use warren_api::node::{Metadata, Node};
 use warren_core::{NodeRecord, Record};
 
-/// A Node without pod CIDRs is asked for again when it changes: Kubernetes gives them a moment after the Node
-/// appears, never changes them, and the metadata does not tell. First after this long, then each time twice as
+/// A Node without pod CIDRs or addresses is asked for again when it changes: Kubernetes gives them a moment after
+/// the Node appears (addresses from a cloud's controller, where there is one), and the metadata does not tell. First after this long, then each time twice as
 /// long, up to the second figure: where nodes never get any, that must not cost a request a heartbeat.
 const POOR: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -182,7 +182,7 @@ impl Store {
         }
         let ask = if announcement.is_some() && entry.text.as_ref() != announcement {
             self.ask(metadata, now)
-        } else if *name == self.own || entry.record.pod_cidrs.is_empty() {
+        } else if *name == self.own || poor(&entry.record) {
             let at = entry.again.0.max(now);
             self.ask(metadata, at)
         } else {
@@ -263,7 +263,7 @@ impl Store {
         let record = NodeRecord::from(node);
         let before = self.nodes.get(name);
         let wait = match before {
-            _ if !record.pod_cidrs.is_empty() => OWN,
+            _ if !poor(&record) => OWN,
             Some(before) if before.record.uid == *uid => (before.again.1 * 2).min(POOR.1),
             _ => POOR.0,
         };
@@ -292,6 +292,11 @@ impl Store {
     }
 }
 
+/// Whether a Node lacks what Kubernetes gives it.
+fn poor(record: &NodeRecord) -> bool {
+    record.pod_cidrs.is_empty() || record.addresses.is_empty()
+}
+
 /// A version as a number. Kubernetes calls it opaque, but promises since 1.35 what has always been so: of one
 /// resource, a greater number is newer. Anything else counts as oldest.
 fn number(version: &str) -> u64 {
@@ -301,7 +306,7 @@ fn number(version: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use warren_api::node::{Spec, Taint};
+    use warren_api::node::{Address, Spec, Status, Taint};
 
     const NOW: fn() -> Instant = Instant::now;
 
@@ -318,7 +323,8 @@ mod tests {
 
     fn node(metadata: Metadata) -> Node {
         let spec = Spec { pod_cidrs: vec!["10.0.0.0/24".into()], ..Spec::default() };
-        Node { metadata, spec, status: Default::default() }
+        let address = Address { kind: "InternalIP".into(), address: "192.0.2.1".into() };
+        Node { metadata, spec, status: Status { addresses: vec![address] } }
     }
 
     /// The own Node, and `a` with an announcement, at version 10.
@@ -416,10 +422,19 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_pod_cidrs_is_asked_for_ever_more_rarely() {
+    fn a_node_without_pod_cidrs_or_addresses_is_asked_for_ever_more_rarely() {
+        ever_more_rarely(|node| node.spec = Spec::default());
+        ever_more_rarely(|node| node.status = Status::default());
+    }
+
+    fn ever_more_rarely(impoverish: fn(&mut Node)) {
         let mut store = mk_store();
         let start = NOW();
-        let poor = |version| Node { spec: Spec::default(), ..node(metadata("b", "p", version, None)) };
+        let poor = |version| {
+            let mut node = node(metadata("b", "p", version, None));
+            impoverish(&mut node);
+            node
+        };
         let mut asked = Vec::new();
         for second in 0..3600 {
             let now = start + Duration::from_secs(second);
