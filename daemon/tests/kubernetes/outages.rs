@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use warren_testkit::lab::WarrendOptions;
 
 use crate::cluster::{
@@ -66,8 +67,8 @@ pub fn etcd_away() -> Result<()> {
     })
 }
 
-/// While the daemons watch, history is forgotten: when they come back, the server says 410 Gone. One Node came
-/// and one went meanwhile, so that the watch alone would not do.
+/// While the daemons watch, the server forgets history and a Node appears. When they come back, it cannot tell them
+/// what they missed, and says 410 Gone.
 pub fn compacted() -> Result<()> {
     withstand(|mesh| {
         let api = mesh.lab.api();
@@ -77,10 +78,13 @@ pub fn compacted() -> Result<()> {
         for node in &mesh.lab.nodes {
             node.pause_warrend()?;
         }
-        visit(&mesh.lab, VISITORS_CIDR, |_| None)?;
+        // History goes on, but not that of Nodes: the daemons have seen none of what is forgotten.
+        let config_map = json!({"metadata": {"name": "history"}});
+        api.client().create("/api/v1/namespaces/default/configmaps", &config_map)?.ok()?;
         api.kill()?;
         api.compact()?;
         api.restart()?;
+        visit(&mesh.lab, VISITORS_CIDR, |_| None)?;
         let watch = format!("/api/v1/nodes?watch=1&timeoutSeconds=1&resourceVersion={version}");
         let answer = api.client().get(&watch)?.text;
         ensure!(answer.contains("410"), "the server still remembers {version}: {answer}");
