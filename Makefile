@@ -1,4 +1,5 @@
-# `make demo`: an encrypted mesh on this machine. `make demo ARGS='--nodes 10 --keep'` passes options on.
+# `make demo`: an encrypted mesh on this machine. `make demo ARGS='--nodes 10 --keep'` passes options on;
+# with `--registry kubernetes` among them, a real API server is on the network, too.
 # `make test`: every test there is. `make test-kubernetes`: those against a Kubernetes API server.
 # `make image`: the container image, with podman, buildah or docker. `make sbom`: what the programs are made of.
 # `make lint`: format, lints, docs, dependencies. `make check`: lint and test.
@@ -27,6 +28,7 @@ KUBE_APISERVER := daemon/testkit/bin/kube-apiserver.sh
 
 demo: TOOLS := $(DEMO_TOOLS)
 demo: tools
+	@$(if $(findstring kubernetes,$(ARGS)),$(KUBE_APISERVER))
 	$(CARGO) build --release -p warrend -p warren-tunnel -p warren-perf
 	@$(CARGO) run --quiet --release -p warren-perf -- demo $(ARGS)
 

@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args as Group, Parser, Subcommand};
+use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 
 /// Warren's lab: see the mesh work, on this one machine, without a cluster.
 #[derive(Debug, Parser)]
@@ -29,9 +29,21 @@ pub struct Demo {
     /// Seconds of each iperf3 measurement [default: 2; with more than 5 nodes 1].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub seconds: Option<u32>,
+    /// Where nodes publish and find each other's keys.
+    #[arg(long, value_enum, default_value_t = Registry::Dir)]
+    pub registry: Registry,
     /// Leave the lab up at the end, print how to enter it, and wait for Ctrl-C.
     #[arg(long)]
     pub keep: bool,
+}
+
+/// The registries there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Registry {
+    /// A directory of Node manifests.
+    Dir,
+    /// A Kubernetes API server on a machine of its own, and a ServiceAccount's token for each daemon.
+    Kubernetes,
 }
 
 impl Demo {

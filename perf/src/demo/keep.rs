@@ -4,7 +4,7 @@ use std::process::{Child, ExitCode};
 
 use anyhow::{Context, Result};
 use warren_testkit::isolate;
-use warren_testkit::lab::Lab;
+use warren_testkit::lab::{Lab, Registry};
 use warren_testkit::netns::Netns;
 
 use super::interrupt;
@@ -35,7 +35,15 @@ fn print_entrances(lab: &Lab) -> Result<Vec<Child>> {
     }
     println!("There: ip route show table all; wg show; nft list ruleset; curl -s 127.0.0.1:9586/status");
     let log = lab.node(1).log_path();
-    println!("In a node, its log is {}; the registry is {}", log.display(), lab.registry().display());
+    println!("In a node, its log is {}", log.display());
+    match lab.plan.registry {
+        Registry::Directory => println!("The registry is {}", lab.registry().display()),
+        Registry::Kubernetes => {
+            enter("control-plane", lab.api().machine(), &mut holders)?;
+            let kubeconfig = lab.admin_kubeconfig_path();
+            println!("There: export KUBECONFIG={}; kubectl get nodes -o yaml", kubeconfig.display());
+        }
+    }
     println!(
         "Ctrl-C here, or kill {}, ends the lab and leaves nothing.",
         isolate::host_pid(std::process::id())?

@@ -66,7 +66,11 @@ fn build(options: &args::Demo) -> Result<(Lab, Progress)> {
         lab::binary(program)?;
     }
     let progress = Progress::start();
-    let plan = Plan { nodes: options.nodes.into(), ..Plan::default() };
+    let registry = match options.registry {
+        args::Registry::Dir => lab::Registry::Directory,
+        args::Registry::Kubernetes => lab::Registry::Kubernetes,
+    };
+    let plan = Plan { nodes: options.nodes.into(), registry, ..Plan::default() };
     let lab = Lab::new_with_progress(plan, |built| {
         progress.update("lab", &format!("{built} of {} nodes", options.nodes));
     })
@@ -75,6 +79,10 @@ fn build(options: &args::Demo) -> Result<(Lab, Progress)> {
         "lab",
         &format!("{} nodes with {} pods each on one underlay, IPv4 and IPv6", lab.plan.nodes, lab.plan.pods),
     );
+    if options.registry == args::Registry::Kubernetes {
+        let (api, version) = (lab.api(), lab.api().version()?);
+        progress.done("registry", &format!("Kubernetes {version}, {}, roles as shipped", api.url()));
+    }
     Ok((lab, progress))
 }
 

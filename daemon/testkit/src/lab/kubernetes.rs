@@ -6,13 +6,13 @@
 //! changes, and what the daemons do.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::{Lab, Node, Plan, plug, shipped, write_atomically};
-use crate::apiserver::real::ApiServer;
+use crate::apiserver::real::{ApiServer, Patch};
 use crate::netns::Netns;
 
 /// Warren's namespace.
@@ -62,6 +62,11 @@ impl Lab {
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     }
 
+    /// The file of a kubeconfig with all rights.
+    pub fn admin_kubeconfig_path(&self) -> PathBuf {
+        admin_kubeconfig_path(&self.directory)
+    }
+
     /// A token of one of Warren's ServiceAccounts that is bound to no Pod: an operator's or auditor's.
     pub fn token_of(&self, service_account: &str) -> Result<String> {
         self.api().service_account_token(NAMESPACE, service_account, None)
@@ -70,12 +75,12 @@ impl Lab {
 
 impl Node {
     /// The file of this node's kubeconfig.
-    pub fn kubeconfig_path(&self) -> std::path::PathBuf {
+    pub fn kubeconfig_path(&self) -> PathBuf {
         self.directory.join(format!("{}.kubeconfig", self.name))
     }
 
     /// The file of the token of this node's daemon.
-    pub fn token_path(&self) -> std::path::PathBuf {
+    pub fn token_path(&self) -> PathBuf {
         self.directory.join(format!("{}.token", self.name))
     }
 }
@@ -92,6 +97,7 @@ pub(super) fn start(
     let ips = plan.control_plane_ips();
     plug(&machine, underlay, "control-plane", &ips, plan)?;
     let api = ApiServer::start(machine, ips[0], &directory.join("control-plane"))?;
+    write_atomically(&admin_kubeconfig_path(directory), api.admin_kubeconfig())?;
     for (path, object) in shipped::objects()? {
         api.client().create(&path, &object)?.ok()?;
     }
@@ -100,6 +106,10 @@ pub(super) fn start(
         grant(&api, node)?;
     }
     Ok(api)
+}
+
+fn admin_kubeconfig_path(directory: &Path) -> PathBuf {
+    directory.join("admin.kubeconfig")
 }
 
 fn node_path(name: &str) -> String {
@@ -125,7 +135,7 @@ fn register(api: &ApiServer, node: &Node, spec: Value) -> Result<()> {
     let addresses: Vec<_> = ips.chain([json!({"type": "Hostname", "address": name})]).collect();
     let status = json!({"status": {"addresses": addresses}});
     let path = format!("{}/status", node_path(name));
-    api.client().patch(&path, crate::apiserver::real::Patch::Merge, &status)?.ok()?;
+    api.client().patch(&path, Patch::Merge, &status)?.ok()?;
     Ok(())
 }
 
