@@ -74,15 +74,20 @@ impl Seen {
     pub fn standing(&self, before: &Guard) -> Guard {
         let mut standing = before.clone();
         let found = self.found.as_ref().map(|found| found.sets.clone()).unwrap_or_default();
-        standing.remote_pods.extend(found.remote_pods);
-        standing.remote_nodes.extend(found.remote_nodes);
-        standing.local_pods.extend(found.local_pods);
+        for (before, mut found) in [
+            (&mut standing.remote_pods, found.remote_pods),
+            (&mut standing.remote_nodes, found.remote_nodes),
+            (&mut standing.local_pods, found.local_pods),
+        ] {
+            // Merges two sorted sets, where `extend` would look each network up.
+            before.append(&mut found);
+        }
         let blocks = self
             .view
             .routes
             .iter()
             .filter(|route| route.kind == RouteKind::Unreachable && route.table == names::PODS_TABLE);
-        standing.remote_pods.extend(blocks.map(|route| route.destination));
+        standing.remote_pods.append(&mut blocks.map(|route| route.destination).collect());
         standing
     }
 

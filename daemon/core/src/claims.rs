@@ -158,6 +158,23 @@ fn is_unicast(address: IpAddr) -> bool {
     }
 }
 
+/// Who claims what, sorted.
+struct Claims<'a, K>(Vec<(K, &'a str)>);
+
+impl<'a, K: Ord> Claims<'a, K> {
+    fn new(mut claims: Vec<(K, &'a str)>) -> Self {
+        claims.sort_unstable();
+        Self(claims)
+    }
+
+    /// Who but `name` claims `what`.
+    fn other(&self, what: &K, name: &str) -> Option<&'a str> {
+        let from = self.0.partition_point(|(claimed, _)| claimed < what);
+        let claims = self.0[from..].iter().take_while(|(claimed, _)| claimed == what);
+        claims.map(|(_, claimant)| *claimant).find(|claimant| *claimant != name)
+    }
+}
+
 /// What has to be known of all nodes to judge one.
 struct Court<'a> {
     local: &'a Local<'a>,
@@ -167,9 +184,9 @@ struct Court<'a> {
     /// Where nodes' addresses are believed to be.
     ranges: Vec<IpNet>,
     /// Who announces each key, among those whose announcement is at least their own.
-    keys: BTreeMap<PublicKey, BTreeSet<&'a str>>,
+    keys: Claims<'a, PublicKey>,
     /// Which nodes have each address in the registry.
-    addresses: BTreeMap<IpAddr, BTreeSet<&'a str>>,
+    addresses: Claims<'a, IpAddr>,
     /// Which nodes' CIDRs overlap with another node's, and whose.
     overlaps: BTreeMap<&'a str, (IpNet, &'a str, IpNet)>,
     /// Which nodes' CIDRs hold a credible address of another node, and whose.
@@ -188,22 +205,18 @@ impl<'a> Court<'a> {
         retained: &'a [IpNet],
     ) -> Self {
         let underlay = underlay(local, settings);
-        let mut keys: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-        let mut addresses: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        let (mut keys, mut addresses) = (Vec::new(), Vec::new());
         let mut cidrs = Vec::new();
         for node in others {
-            for address in &node.addresses {
-                addresses.entry(*address).or_default().insert(node.name.as_str());
-            }
+            addresses.extend(node.addresses.iter().map(|address| (*address, node.name.as_str())));
             // What is refuted by the Node it stands on must not cast doubt on others.
             let own_words = node
                 .announcement
                 .iter()
                 .flatten()
                 .filter(|claim| is_own(node, claim).is_ok() && foreign_endpoint(node, claim).is_none());
-            for epoch in own_words.flat_map(|announcement| &announcement.epochs) {
-                keys.entry(epoch.public_key).or_default().insert(node.name.as_str());
-            }
+            let epochs = own_words.flat_map(|announcement| &announcement.epochs);
+            keys.extend(epochs.map(|epoch| (epoch.public_key, node.name.as_str())));
             let sound = |cidr: &&IpNet| {
                 !too_wide(cidr)
                     && !covers_underlay(cidr, &underlay, settings)
@@ -214,15 +227,16 @@ impl<'a> Court<'a> {
         }
         let pods = nets::cover(cidrs.iter().map(|(cidr, _)| *cidr).chain(local.pod_cidrs.iter().copied()));
         let ranges = node_ranges(local, settings);
-        let credible = |address: &&IpAddr| ranges.iter().any(|range| range.contains(*address));
+        let credible = |address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+        let addresses = Claims::new(addresses);
+        cidrs.sort_by_key(|(net, name)| (net.network(), net.prefix_len(), *name));
         let mut contested = BTreeMap::new();
-        for (address, names) in addresses.iter().filter(|(address, _)| credible(address)) {
-            // Rarely anything is found here, so the search for whose it is may take its time.
-            let holders = nets::find(&pods, *address).into_iter().flat_map(|_| &cidrs);
-            for (cidr, holder) in holders.filter(|(cidr, _)| cidr.contains(address)) {
-                if let Some(name) = names.iter().find(|name| *name != holder) {
-                    contested.entry(*holder).or_insert((*cidr, *name, *address));
-                }
+        for (address, name) in addresses.0.iter().filter(|(address, _)| credible(address)) {
+            let Some(pods) = nets::find(&pods, *address) else { continue };
+            let from = cidrs.partition_point(|(cidr, _)| cidr.network() < pods.network());
+            let near = cidrs[from..].iter().take_while(|(cidr, _)| cidr.network() <= *address);
+            for (cidr, holder) in near.filter(|(cidr, holder)| cidr.contains(address) && holder != name) {
+                contested.entry(*holder).or_insert((*cidr, *name, *address));
             }
         }
         Self {
@@ -230,9 +244,9 @@ impl<'a> Court<'a> {
             settings,
             underlay,
             ranges,
-            keys,
+            keys: Claims::new(keys),
             addresses,
-            overlaps: overlaps(cidrs),
+            overlaps: overlaps(&cidrs),
             contested,
             retained: nets::cover(retained.iter().copied()),
             pods,
@@ -311,8 +325,7 @@ impl<'a> Court<'a> {
             if key.public_key == self.local.own.public_key {
                 return Err(format!("announces this node's own public key {}", key.public_key));
             }
-            let claimants = self.keys.get(&key.public_key).into_iter().flatten();
-            if let Some(other) = claimants.into_iter().find(|other| **other != node.name) {
+            if let Some(other) = self.keys.other(&key.public_key, &node.name) {
                 return Err(format!("announces the public key {}, as does node {other:?}", key.public_key));
             }
         }
@@ -354,8 +367,7 @@ impl<'a> Court<'a> {
             if !self.settings.may_be_node(address) {
                 return Err(format!("its address {address} is outside --node-cidrs"));
             }
-            let claimants = self.addresses.get(address).into_iter().flatten();
-            if let Some(other) = claimants.into_iter().find(|other| **other != node.name) {
+            if let Some(other) = self.addresses.other(address, &node.name) {
                 return Err(format!("its address {address} is claimed by node {other:?}, too"));
             }
         }
@@ -401,12 +413,12 @@ fn foreign_endpoint(node: &NodeRecord, announcement: &Announcement) -> Option<Ip
 }
 
 /// For each node whose CIDR overlaps with another node's: its CIDR, the other node and the other's CIDR.
-fn overlaps(mut cidrs: Vec<(IpNet, &str)>) -> BTreeMap<&str, (IpNet, &str, IpNet)> {
-    cidrs.sort_by_key(|(net, name)| (net.network(), net.prefix_len(), *name));
+/// `cidrs` are sorted so that each comes after all that hold it.
+fn overlaps<'a>(cidrs: &[(IpNet, &'a str)]) -> BTreeMap<&'a str, (IpNet, &'a str, IpNet)> {
     let mut found = BTreeMap::new();
     // The networks that hold the current one, from the widest to the nearest.
     let mut around: Vec<(IpNet, &str)> = Vec::new();
-    for (net, name) in cidrs {
+    for (net, name) in cidrs.iter().copied() {
         while around.last().is_some_and(|(outer, _)| !outer.contains(&net)) {
             around.pop();
         }

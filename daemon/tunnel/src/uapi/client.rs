@@ -98,7 +98,7 @@ fn exchange(stream: &mut UnixStream, request: &str, deadline: Instant) -> io::Re
     }
     let mut text = SecretText::default();
     let mut scanned = 0;
-    let mut chunk = Zeroizing::new([0; 16 * 1024]);
+    let mut chunk = Zeroizing::new([0; 64 * 1024]);
     loop {
         match text.take_block(&mut scanned) {
             Framed::Block(reply) => return Ok(reply),

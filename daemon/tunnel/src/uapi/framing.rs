@@ -1,6 +1,6 @@
 //! Cutting a byte stream into the protocol's blocks, each closed by an empty line.
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 /// The largest block that is accepted, in bytes. A `set` of 100,000 allowed IPs has about 5 MB; more than
 /// three times that is no configuration but an attempt to fill our memory.
@@ -27,7 +27,8 @@ impl SecretText {
         let wanted = self.0.len() + bytes.len();
         if wanted > self.0.capacity() {
             // Vec's own growth would free the old buffer without zeroising it.
-            let mut larger = Zeroizing::new(Vec::with_capacity(wanted.next_power_of_two().max(4096)));
+            let capacity = wanted.next_power_of_two().max(self.0.capacity() * 4).max(4096);
+            let mut larger = Zeroizing::new(Vec::with_capacity(capacity));
             larger.extend_from_slice(&self.0);
             self.0 = larger;
         }
@@ -57,13 +58,18 @@ impl SecretText {
             return if self.0.len() > MAX_BLOCK { Framed::Invalid } else { Framed::Incomplete };
         };
         *scanned = 0;
-        let block = Zeroizing::new(self.0[..end].to_vec());
         let mut rest = Self::default();
         rest.extend(&self.0[end..]);
-        *self = rest;
-        match std::str::from_utf8(&block) {
-            Ok(text) => Framed::Block(Zeroizing::new(text.to_owned())),
-            Err(_) => Framed::Invalid,
+        let mut block = std::mem::replace(self, rest).0;
+        block[end..].zeroize();
+        block.truncate(end);
+        // The same memory as text: an answer of a large device has megabytes, and zeroising is slow.
+        match String::from_utf8(std::mem::take(&mut *block)) {
+            Ok(text) => Framed::Block(Zeroizing::new(text)),
+            Err(error) => {
+                error.into_bytes().zeroize();
+                Framed::Invalid
+            }
         }
     }
 }
