@@ -1,0 +1,212 @@
+//! A node in a namespace, and an API server in another that knows 4,999 more.
+//!
+//! ```text
+//!   node: warrend, warren-tunnel                control plane: the fake API server
+//!   cni0 10.0.1.1, fd00:10:1::1
+//!   eth0 172.16.0.1, fd77::1 ──────────────── eth0 172.16.255.250
+//! ```
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+use warren_api::announcement::VERSION;
+use warren_api::{Announcement, Backend, EpochKey, PublicKey, annotations, names};
+use warren_testkit::apiserver::fake::{ApiServer, NodeSpec, Options};
+use warren_testkit::lab::binary;
+use warren_testkit::netns::Netns;
+use warren_testkit::wait;
+
+use crate::daemon::Daemon;
+
+/// The nodes of the cluster.
+pub const NODES: u16 = 5000;
+
+pub struct Cluster {
+    pub api: ApiServer,
+    node: Netns,
+    /// The API server's, which lives as long as it.
+    _control_plane: Netns,
+    home: TempDir,
+}
+
+impl Cluster {
+    /// A cluster in which all nodes but the first have announced themselves.
+    pub fn new() -> Result<Self> {
+        let (node, control_plane) = (Netns::new("node")?, Netns::new("control-plane")?);
+        for netns in [&node, &control_plane] {
+            netns.sysctl(&[("net.ipv6.conf.default.accept_dad", "0")])?;
+        }
+        node.ip(&format!(
+            "link add eth0 type veth peer name eth0 netns {}\n\
+             link set eth0 up\n\
+             address add 172.16.0.1/16 dev eth0\n\
+             address add fd77::1/64 dev eth0\n\
+             link add cni0 type bridge\n\
+             link set cni0 up\n\
+             address add 10.0.1.1/24 dev cni0\n\
+             address add fd00:10:1::1/64 dev cni0",
+            control_plane.name()
+        ))?;
+        control_plane.ip("link set eth0 up\naddress add 172.16.255.250/16 dev eth0")?;
+        let api = ApiServer::start(&control_plane, "172.16.255.250:6443".parse()?, Options::default())?;
+        let mut specs = vec![spec(1)];
+        for number in 2..=NODES {
+            specs.push(announced(number)?.0);
+        }
+        api.add_nodes(&specs)?;
+        let home = tempfile::tempdir()?;
+        fs::write(home.path().join("kubeconfig"), api.kubeconfig())?;
+        Ok(Self { api, node, _control_plane: control_plane, home })
+    }
+
+    /// Starts the daemon and waits until it says that all is in place; returns how long that took.
+    pub fn start(&self) -> Result<(Duration, Daemon)> {
+        let mut command = self.node.command(binary("warrend")?);
+        command.args(["--node", &spec(1).name, "--node-cidrs", "172.16.0.0/16,fd77::/64"]);
+        command
+            .arg("--registry")
+            .arg(format!("kubernetes:{}", self.home.path().join("kubeconfig").display()));
+        command.arg("--state-dir").arg(self.home.path().join("state"));
+        let log = File::create(self.home.path().join("log"))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let start = Instant::now();
+        let daemon = Daemon(command.spawn().context("starting warrend")?);
+        let converged = wait::until("convergence", Duration::from_secs(60), || {
+            let answer = self.http("/readyz")?;
+            ensure!(answer.starts_with("HTTP/1.1 200"), "warrend is not ready: {answer}");
+            Ok(start.elapsed())
+        });
+        let log = || fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
+        Ok((converged.with_context(log)?, daemon))
+    }
+
+    /// Fails unless every node has its peer, its routes, and its places in the guard.
+    pub fn full_state(&self, daemon: &Daemon) -> Result<String> {
+        let others = usize::from(NODES) - 1;
+        let peers = self.tunnel()?.matches("public_key=").count();
+        ensure!(peers == others, "{peers} peers");
+        let mut routes = 0;
+        for family in ["-4", "-6"] {
+            for table in [names::PODS_TABLE, names::NODES_TABLE] {
+                let lines = self.node.sh(&format!("ip {family} route show table {table}"))?.lines().count();
+                ensure!(lines == 2 * others, "{lines} routes {family} in table {table}");
+                routes += lines;
+            }
+        }
+        let guard = self.node.sh(&format!("nft -j list table inet {}", names::GUARD_TABLE))?;
+        let guard: serde_json::Value = serde_json::from_str(&guard)?;
+        let mut networks = 0;
+        for set in guard["nftables"].as_array().into_iter().flatten().map(|object| &object["set"]) {
+            let size = set["elem"].as_array().map_or(0, Vec::len);
+            let name = set["name"].as_str().unwrap_or_default();
+            ensure!(!name.starts_with("remote") || size == others, "{size} networks in {name}");
+            networks += size;
+        }
+        let cpu = daemon.cpu()?.as_millis();
+        Ok(format!("{peers} peers, {routes} routes, {networks} guarded networks, {cpu} ms of CPU"))
+    }
+
+    /// The tunnel's state, as the configuration protocol tells it. Read as text, for speed: it is asked often, and
+    /// shares the machine with who is measured.
+    pub fn tunnel(&self) -> Result<String> {
+        self.node.run(|| {
+            let socket = warren_tunnel::uapi::socket_path(&names::interface(0, 0));
+            let mut stream = UnixStream::connect(&socket)?;
+            stream.write_all(b"get=1\n\n")?;
+            let mut text = Vec::new();
+            let mut chunk = vec![0; 256 << 10];
+            while !text.ends_with(b"\n\n") {
+                let read = stream.read(&mut chunk)?;
+                ensure!(read > 0, "the tunnel's answer ends early");
+                text.extend_from_slice(&chunk[..read]);
+            }
+            Ok(String::from_utf8(text)?)
+        })?
+    }
+
+    /// Has a node announce a new key; returns it, as the tunnel writes it.
+    pub fn announce(&self, number: u16) -> Result<String> {
+        let (spec, key) = announced(number)?;
+        let new: Vec<_> = spec.annotations.iter().map(|(name, value)| (&**name, Some(&**value))).collect();
+        self.api.update_annotations(&spec.name, &new)?;
+        Ok(key)
+    }
+
+    /// Takes a node away; returns its key.
+    pub fn leave(&self, number: u16) -> Result<String> {
+        let name = spec(number).name;
+        let key = self.api.annotation(&name, annotations::PUBLIC_KEY).context("it has no key")?;
+        self.api.delete_node(&name)?;
+        Ok(hex(&key.parse()?))
+    }
+
+    /// Has a node register and announce itself; returns its key.
+    pub fn join(&self, number: u16) -> Result<String> {
+        let (spec, key) = announced(number)?;
+        self.api.add_node(&spec)?;
+        Ok(key)
+    }
+
+    fn http(&self, path: &str) -> Result<String> {
+        self.node.run(|| {
+            let mut stream = TcpStream::connect(names::HTTP)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: warrend\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })?
+    }
+}
+
+/// A Node with addresses of both families.
+fn spec(number: u16) -> NodeSpec {
+    let mut spec = NodeSpec::numbered(number);
+    spec.addresses.push(format!("fd77::{number:x}"));
+    spec
+}
+
+/// A Node that announces a key, and the key as the tunnel writes it.
+fn announced(number: u16) -> Result<(NodeSpec, String)> {
+    let mut spec = spec(number);
+    let key = random_key()?;
+    let announcement = Announcement {
+        version: VERSION,
+        node: spec.name.clone(),
+        uid: spec.uid.clone(),
+        epochs: vec![EpochKey {
+            epoch: 0,
+            public_key: key,
+            port: names::LISTEN_PORT,
+            lanes: 1,
+            unknown: serde_json::Map::new(),
+        }],
+        pod_cidrs: spec.pod_cidrs.iter().map(|cidr| cidr.parse()).collect::<Result<_, _>>()?,
+        endpoints: spec.addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?,
+        backend: Backend::Userspace,
+        mtu: 1420,
+        unknown: serde_json::Map::new(),
+    };
+    spec.annotations.extend(
+        annotations::publish(&announcement).into_iter().map(|(name, value)| (name.to_owned(), value)),
+    );
+    Ok((spec, hex(&key)))
+}
+
+/// Any 255 bits are a public key.
+fn random_key() -> Result<PublicKey> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    bytes[31] &= 0x7f;
+    Ok(PublicKey::from_bytes(bytes)?)
+}
+
+fn hex(key: &PublicKey) -> String {
+    key.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
