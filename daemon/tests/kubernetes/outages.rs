@@ -118,6 +118,7 @@ fn lists(mesh: &Mesh) -> Result<Vec<u64>> {
 pub fn slowed() -> Result<()> {
     in_lab(three_nodes(), |mesh| {
         let slow = mesh.lab.api().slow(Duration::from_millis(50), Duration::from_millis(450))?;
+        ensure!(slowest(mesh)? > Duration::from_millis(200), "the server is as fast as ever");
         let start = Instant::now();
         mesh.lab.start_all(&WarrendOptions::default())?;
         mesh.await_up()?;
@@ -131,6 +132,17 @@ pub fn slowed() -> Result<()> {
         println!("up in {up:?}, news in {took:?}, 0 of {} pings lost", damage.sent);
         Ok(())
     })
+}
+
+/// The longest time that one of a few requests takes.
+fn slowest(mesh: &Mesh) -> Result<Duration> {
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let start = Instant::now();
+        mesh.lab.api().client().get("/version")?.ok()?;
+        slowest = slowest.max(start.elapsed());
+    }
+    Ok(slowest)
 }
 
 /// Has something happen to the control plane while pods talk, and news made afterwards arrive.
