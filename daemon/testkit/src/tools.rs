@@ -11,6 +11,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("ping", "iputils-ping"),
+    ("setpriv", "util-linux"),
     ("sleep", "coreutils"),
     ("tcpdump", "tcpdump"),
     ("wg", "wireguard-tools"),
