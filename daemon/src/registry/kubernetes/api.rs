@@ -117,9 +117,11 @@ impl Api {
         timeout(LIST, read).await.with_context(|| format!("no whole list within {} s", LIST.as_secs()))?
     }
 
-    /// What happens to Nodes after `version`, as far as their metadata tells. It ends after `seconds`.
+    /// What happens to Nodes after `version`, as far as their metadata tells, through a `client` of the caller's
+    /// runtime. It ends after `seconds`.
     pub async fn watch(
         &self,
+        client: &Client,
         version: &str,
         seconds: u64,
     ) -> anyhow::Result<impl Stream<Item = kube::Result<WatchEvent<Partial>>> + use<>> {
@@ -129,7 +131,7 @@ impl Api {
         );
         let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
         let request = Request::get(path).header(ACCEPT, accept).body(Vec::new())?;
-        in_time(self.client.request_events(request)).await
+        in_time(client.request_events(request)).await
     }
 
     /// One Node, at least as new as `version`; `None` if there is none.

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use kube::core::WatchEvent;
+use kube::{Client, Config};
 use rand_core::{OsRng, RngCore as _};
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
 use tokio::time::{sleep, sleep_until, timeout};
 use warren_api::node::Partial;
 
@@ -30,7 +33,8 @@ const WATCH: std::ops::Range<u64> = 300..600;
 pub const SILENCE: Duration = Duration::from_secs(150);
 
 /// How long to rest between two looks at the watch. Thousands of nodes send hundreds of heartbeats a second, which
-/// cost less read together than one by one; a change may wait so long.
+/// cost less read together than one by one; a change may wait so long. The whole thread rests: each heartbeat would
+/// wake a runtime that waits for its sockets, whether anybody reads or not.
 const REST: Duration = Duration::from_millis(40);
 
 /// A watch that ends sooner than this did not work.
@@ -46,12 +50,34 @@ enum End {
     Silent,
 }
 
-/// Runs for as long as the daemon does.
-pub async fn run(shared: Arc<Shared>) {
+/// Starts the thread that keeps the store up to date, until what is returned is dropped.
+pub fn start(shared: Arc<Shared>, config: Config) -> anyhow::Result<oneshot::Sender<()>> {
+    let (end, ended) = oneshot::channel();
+    let runtime = Builder::new_current_thread().enable_all().build().context("the feed cannot be set up")?;
+    let feed = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = run(shared, config) => {}
+                _ = ended => {}
+            }
+        });
+        // A list that is being read ends by itself.
+        runtime.shutdown_background();
+    };
+    std::thread::Builder::new().name("feed".to_owned()).spawn(feed).context("the feed cannot be started")?;
+    Ok(end)
+}
+
+async fn run(shared: Arc<Shared>, config: Config) {
+    // Of this runtime, so that its connection rests with it. It was set up once before, so it can be.
+    let client = match Client::try_from(config) {
+        Ok(client) => client,
+        Err(error) => return shared.lost_contact(&error.into()),
+    };
     let mut waits = backoff();
     loop {
         let began = Instant::now();
-        let result = session(&shared).await;
+        let result = session(&shared, &client).await;
         match result {
             Ok(()) if began.elapsed() >= TOO_SHORT => {
                 waits = backoff();
@@ -68,12 +94,12 @@ pub async fn run(shared: Arc<Shared>) {
 }
 
 /// Lists if that is needed, and watches until the watch ends.
-async fn session(shared: &Arc<Shared>) -> anyhow::Result<()> {
+async fn session(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<()> {
     let version = shared.with(|store| store.version().to_owned());
     if version.is_empty() {
         list(shared).await?;
     }
-    match watch(shared).await {
+    match watch(shared, client).await {
         Ok(End::Normal) => Ok(()),
         Ok(End::Gone) => relist(shared, "the server does not remember so far back").await,
         Ok(End::Silent) => relist(shared, "the watch is silent").await,
@@ -118,10 +144,10 @@ async fn relist(shared: &Arc<Shared>, why: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn watch(shared: &Arc<Shared>) -> anyhow::Result<End> {
+async fn watch(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<End> {
     let version = shared.with(|store| store.version().to_owned());
     let seconds = WATCH.start + OsRng.next_u64() % (WATCH.end - WATCH.start);
-    let events = shared.api.watch(&version, seconds).await?;
+    let events = shared.api.watch(client, &version, seconds).await?;
     shared.in_contact();
     let mut events = std::pin::pin!(events);
     loop {
@@ -138,7 +164,7 @@ async fn watch(shared: &Arc<Shared>) -> anyhow::Result<End> {
             next = what_has_come(&mut events).await;
         }
         shared.in_contact();
-        sleep(REST).await;
+        std::thread::sleep(REST);
     }
 }
 
@@ -185,7 +211,8 @@ fn handle(shared: &Arc<Shared>, event: WatchEvent<Partial>) -> anyhow::Result<()
 /// Asks for one Node until there is an answer that is new enough.
 fn ask(shared: &Arc<Shared>, name: String, at: Instant) {
     let shared = shared.clone();
-    tokio::spawn(async move {
+    // In the runtime that does not rest.
+    shared.tasks.clone().spawn(async move {
         sleep_until(at.into()).await;
         let mut waits = backoff();
         while let Some(version) = shared.with(|store| store.wanted(&name)) {

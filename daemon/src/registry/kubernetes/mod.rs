@@ -7,8 +7,8 @@
 //!        └──create Events─── herald ◄── happenings
 //! ```
 //!
-//! Three tasks talk to the API server, so that however slow it is, the agent's loop never waits for it. None of
-//! them decides who is believed: that is `warren-core`'s.
+//! Two tasks and a thread talk to the API server, so that however slow it is, the agent's loop never waits for it. None
+//! of them decides who is believed: that is `warren-core`'s.
 
 mod api;
 mod feed;
@@ -28,7 +28,8 @@ use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use warren_api::status::RegistryStatus;
 use warren_core::Record;
 
@@ -60,6 +61,8 @@ pub struct KubernetesRegistry {
     shared: Arc<Shared>,
     wish: watch::Sender<Wish>,
     url: String,
+    /// Ends the feed's thread when this is dropped.
+    _feed: oneshot::Sender<()>,
     /// The API server's addresses, as far as its URL tells them.
     servers: Arc<Mutex<Vec<IpAddr>>>,
 }
@@ -75,6 +78,8 @@ pub struct Shared {
     /// For the publisher: the own Node may have changed.
     own_changed: Notify,
     places: Semaphore,
+    /// The runtime of all tasks but the feed.
+    tasks: Handle,
     happenings: mpsc::Sender<Happening>,
     suppressed: AtomicU64,
     /// How long a watch may be silent.
@@ -108,7 +113,8 @@ impl KubernetesRegistry {
         let url = config.cluster_url.to_string();
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = config.cluster_url.port_u16().unwrap_or(443);
-        let client = Client::try_from(config).context("the client of the API server cannot be set up")?;
+        let client =
+            Client::try_from(config.clone()).context("the client of the API server cannot be set up")?;
 
         let (tell, happenings) = mpsc::channel(64);
         let shared = Arc::new(Shared {
@@ -123,6 +129,7 @@ impl KubernetesRegistry {
             changed,
             own_changed: Notify::new(),
             places: Semaphore::new(ASKING),
+            tasks: Handle::current(),
             happenings: tell,
             suppressed: AtomicU64::new(0),
             silence,
@@ -132,10 +139,10 @@ impl KubernetesRegistry {
         if host.parse::<IpAddr>().is_err() {
             tokio::spawn(resolve(host, port, servers.clone()));
         }
-        tokio::spawn(feed::run(shared.clone()));
+        let feed = feed::start(shared.clone(), config)?;
         tokio::spawn(publisher::run(shared.clone(), wishes));
         tokio::spawn(herald::run(shared.clone(), happenings));
-        Ok(Self { shared, wish, url, servers })
+        Ok(Self { shared, wish, url, _feed: feed, servers })
     }
 
     /// All Nodes, as last heard. An error only before the first list.
