@@ -18,11 +18,11 @@ use tempfile::TempDir;
 use warren_api::announcement::VERSION;
 use warren_api::{Announcement, Backend, EpochKey, PublicKey, annotations, names};
 use warren_testkit::apiserver::fake::{ApiServer, NodeSpec, Options};
-use warren_testkit::lab::binary;
 use warren_testkit::netns::Netns;
 use warren_testkit::wait;
 
 use crate::daemon::Daemon;
+use crate::release::binary;
 
 /// The nodes of the cluster.
 pub const NODES: u16 = 5000;
