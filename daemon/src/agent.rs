@@ -36,8 +36,8 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
 /// How many times as long as it took to look the daemon rests before it looks without a reason: with thousands
-/// of nodes a look takes a tenth of a second, and is to cost less than half a hundredth of a core, beside the heartbeats. While something
-/// fails it is in more of a hurry.
+/// of nodes a look takes a tenth of a second, and all looks are to cost less than half a hundredth of a core, beside
+/// the heartbeats of the nodes. While something fails it is in more of a hurry.
 const IDLE: u32 = 400;
 const BUSY: u32 = 4;
 
