@@ -65,7 +65,7 @@ pub struct Run {
     #[arg(long, default_value = names::HTTP)]
     pub http: SocketAddr,
     /// Where to serve the metrics alone, besides: for a Prometheus that is not on this node.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     pub metrics: Option<SocketAddr>,
     /// `strict` drops what is not encrypted; `permissive` counts it and lets it pass.
     #[arg(long, default_value = "strict", value_parser = enforcement)]
@@ -126,6 +126,18 @@ pub fn enforcement(text: &str) -> Result<Enforcement, String> {
     }
 }
 
+/// An address and a port. An IPv6 address may lack its brackets, as where a manifest puts `$(HOST_IP):9587`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let bare = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse()
+        .ok()
+        .or_else(bare)
+        .ok_or_else(|| "write an address and a port, such as 192.0.2.1:9587".to_owned())
+}
+
 /// A duration such as `5s` or `500ms`, at least 100 ms: anything shorter would be a busy loop.
 fn duration(text: &str) -> Result<Duration, String> {
     let number = |digits: &str| digits.parse::<u64>().ok();
@@ -170,6 +182,17 @@ mod tests {
             "warrend --node a --registry dir:/r --external-tunnel --tunnel-program /p",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_may_lack_brackets() {
+        for text in ["192.0.2.1:9587", "[fd77::1]:9587", "fd77::1:9587"] {
+            assert_eq!(address(text).unwrap().port(), 9587, "{text}");
+        }
+        assert_eq!(address("fd77::1:9587").unwrap(), "[fd77::1]:9587".parse().unwrap());
+        for bad in ["192.0.2.1", "9587", ":9587", "a:b", "192.0.2.1:70000"] {
+            assert!(address(bad).is_err(), "{bad}");
         }
     }
 

@@ -55,18 +55,14 @@ fn render(status: &NodeStatus) -> String {
     let mut text = String::new();
     let ready = if status.ready { "ready" } else { "NOT READY" };
     // Writing to a string does not fail.
-    let _ = writeln!(
-        text,
-        "{} {ready}, epoch {}, key {} ({})\n{} {}, MTU {}, {:?}",
-        status.node,
-        status.epoch,
-        status.public_key,
-        status.backend,
-        status.interface,
-        status.pod_cidrs.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-        status.mtu,
-        status.enforcement,
-    );
+    let NodeStatus { node, epoch, public_key, backend, interface, mtu, enforcement, .. } = status;
+    let _ = writeln!(text, "{node} {ready}, epoch {epoch}, key {public_key} ({backend})");
+    let _ = if interface.is_empty() {
+        writeln!(text, "no tunnel, {enforcement:?}")
+    } else {
+        let pods: Vec<String> = status.pod_cidrs.iter().map(ToString::to_string).collect();
+        writeln!(text, "{interface} {}, MTU {mtu}, {enforcement:?}", pods.join(" "))
+    };
     for problem in &status.problems {
         let _ = writeln!(text, "problem: {problem}");
     }
@@ -193,6 +189,12 @@ mod tests {
         ] {
             assert!(text.contains(wanted), "{wanted:?} is missing: {text}");
         }
+    }
+
+    #[test]
+    fn a_node_without_a_tunnel_says_so() {
+        let text = render(&NodeStatus { interface: String::new(), ..mk_status() });
+        assert!(text.contains("\nno tunnel, Strict\n"), "{text}");
     }
 
     #[test]

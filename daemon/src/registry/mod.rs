@@ -63,7 +63,9 @@ impl Registry {
         match self {
             Self::Dir(registry) => {
                 if registry.publish(annotations)? {
-                    tracing::info!("announced to the registry");
+                    let what =
+                        if annotations.is_empty() { "the announcement is taken back" } else { "announced" };
+                    tracing::info!("{what}");
                 }
                 Ok(())
             }

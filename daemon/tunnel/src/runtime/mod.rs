@@ -134,7 +134,9 @@ fn check_name(name: &str) -> Result<()> {
 fn explain_tun(name: &str, error: io::Error) -> anyhow::Error {
     let hint = match error.raw_os_error() {
         Some(libc::EBUSY) => "already running, or there is another interface of this name",
-        Some(libc::EPERM | libc::EACCES) => "this takes CAP_NET_ADMIN: run it as root",
+        Some(libc::EPERM | libc::EACCES) => {
+            "this takes CAP_NET_ADMIN (run it as root), and in a container a runtime that lets it open /dev/net/tun"
+        }
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => "there is no /dev/net/tun: load the module tun",
         _ => "the kernel refused",
     };
