@@ -35,9 +35,10 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// failing action that itself causes events would spin.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
-/// How many times as long as it took to look the daemon rests before it looks without a reason: with thousands
-/// of nodes a look takes a tenth of a second, and all looks are to cost less than half a hundredth of a core, beside
-/// the heartbeats of the nodes. While something fails it is in more of a hurry.
+/// A look that takes no longer than this is cheap enough for every `--resync`. With thousands of nodes it takes a
+/// tenth of a second: for each bit beyond, the daemon rests so many times as long before it looks without a reason,
+/// and all looks cost less than half a hundredth of a core. While something fails it is in more of a hurry.
+const CHEAP: Duration = Duration::from_millis(20);
 const IDLE: u32 = 400;
 const BUSY: u32 = 4;
 
@@ -104,7 +105,11 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         board.publish(report);
         let took = began.elapsed();
         coalesce = if acted { COALESCE.0 } else { (coalesce * 2).min(COALESCE.1) };
-        let wait = if failed { retry.max(took * BUSY) } else { resync.max(took * IDLE) };
+        let wait = if failed {
+            retry.max((took * BUSY).min(RETRY.1))
+        } else {
+            resync.max(took.saturating_sub(CHEAP) * IDLE)
+        };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 
         let deadline = Instant::now() + wait;
