@@ -62,12 +62,12 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         cluster_cidrs,
         node_cidrs,
         service_cidrs,
+        api_servers,
         withdraw,
         resync,
     } = args;
-    let flags =
-        Settings { enforcement, cluster_cidrs, node_cidrs, service_cidrs, withdraw, ..Settings::default() };
-    let settings = Source::open(flags, settings)?;
+    let flags = Settings { enforcement, cluster_cidrs, node_cidrs, service_cidrs, api_servers, withdraw };
+    let settings = Source::open(flags, settings);
     let identity = keystore::load_or_create(&state_dir, EPOCH)?;
     let program = tunnel_program.unwrap_or_else(Userspace::default_program);
     let program = (!external_tunnel).then_some(program);
@@ -281,7 +281,8 @@ impl Agent {
     }
 
     fn plan(&self, records: Vec<warren_core::Record>, seen: &Seen) -> Plan {
-        let settings = Settings { api_servers: self.registry.servers(), ..self.settings.current().clone() };
+        let mut settings = self.settings.current().clone();
+        settings.api_servers.extend(self.registry.server());
         let snapshot = Snapshot { own: self.own(&seen.view), records, settings };
         plan(&snapshot, &seen.standing(&self.guarded))
     }

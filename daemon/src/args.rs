@@ -1,6 +1,6 @@
 //! The command line. Only this module reads the environment.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +79,10 @@ pub struct Run {
     /// The networks of the cluster's services: no node is believed to have one of these addresses.
     #[arg(long, value_delimiter = ',')]
     pub service_cidrs: Vec<IpNet>,
+    /// The API server's addresses where they are no node's of the control plane, as with a managed one: no pod is
+    /// believed to have one of them.
+    #[arg(long, value_delimiter = ',')]
+    pub api_servers: Vec<IpAddr>,
     /// Leave the mesh without losing a packet, once all nodes are permissive: send nothing through tunnels,
     /// take the announcement back, and remove all of Warren's once nobody else announces.
     #[arg(long)]

@@ -208,12 +208,16 @@ impl<'a> Court<'a> {
         let (mut keys, mut addresses) = (Vec::new(), Vec::new());
         let mut cidrs = Vec::new();
         for node in others {
-            addresses.extend(node.addresses.iter().map(|address| (*address, node.name.as_str())));
+            // Nor what an operator refuted.
+            let heard = node.quarantine.is_none();
+            let theirs = node.addresses.iter().filter(|_| heard);
+            addresses.extend(theirs.map(|address| (*address, node.name.as_str())));
             // What is refuted by the Node it stands on must not cast doubt on others.
             let own_words = node
                 .announcement
                 .iter()
                 .flatten()
+                .filter(|_| heard)
                 .filter(|claim| is_own(node, claim).is_ok() && foreign_endpoint(node, claim).is_none());
             let epochs = own_words.flat_map(|announcement| &announcement.epochs);
             keys.extend(epochs.map(|epoch| (epoch.public_key, node.name.as_str())));

@@ -133,15 +133,17 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions.extend(blocks.into_iter().map(Action::AddRoute));
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
     actions.extend(add.into_iter().map(Action::AddRule));
-    if let Some(tunnel) = &desired.tunnel {
-        actions.extend(self::tunnel(tunnel, observed));
-    }
+    let changes = desired.tunnel.as_ref().map(|tunnel| self::tunnel(tunnel, observed));
+    let (farewells, changes): (Vec<_>, Vec<_>) =
+        changes.into_iter().flatten().partition(|action| is_farewell(action));
+    actions.extend(changes);
     actions.extend(tunnels.into_iter().map(Action::AddRoute));
 
     actions.extend(remove_rules.into_iter().map(Action::RemoveRule));
     let (blocks, tunnels): (Vec<_>, Vec<_>) =
         remove.into_iter().partition(|route| route.kind == RouteKind::Unreachable);
     actions.extend(tunnels.into_iter().map(Action::RemoveRoute));
+    actions.extend(farewells);
     actions.extend(superfluous_addresses(desired, observed).map(Action::RemoveAddress));
     actions.extend(blocks.into_iter().map(Action::RemoveRoute));
     if desired.tunnel.is_none() && (observed.link.is_some() || observed.device.is_some()) {
@@ -151,6 +153,13 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
         actions.push(Action::RemoveGuard);
     }
     actions
+}
+
+/// Where a change does nothing but let peers go, it waits until no route leads to them: in permissive mode their
+/// packets go on in the clear, and none is lost. One that does more stays whole: keys and allowed IPs change hands.
+fn is_farewell(action: &Action) -> bool {
+    matches!(action, Action::ConfigureDevice(DeviceChange { identity: false, listen_port: None, peers })
+        if peers.iter().all(|peer| peer.remove))
 }
 
 /// An interface without its device, or the reverse, is no tunnel: it is started anew, and whatever hangs on

@@ -88,9 +88,12 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
         problems.push(format!("the registry holds no readable Node {:?}: is --node right?", own.name));
     }
     let local = locate(own, own_record, standing, &mut problems);
-    let retained: Vec<IpNet> =
-        standing.remote_pods.iter().filter(|net| settings.may_be_pods(net)).copied().collect();
     let known: Vec<&NodeRecord> = others.iter().chain(&disputed).copied().collect();
+    let settings = &sound(settings, &local, &known, &mut problems);
+    let servers: Vec<IpNet> = nets::cover(settings.api_servers.iter().copied().map(nets::host));
+    let retained = standing.remote_pods.iter().filter(|net| settings.may_be_pods(net));
+    let retained: Vec<IpNet> =
+        retained.flat_map(|net| nets::exclude(*net, nets::touching(&servers, net))).collect();
     let Judgement { peers, quarantined: refused, waiting } =
         claims::judge(&local, &others, settings, &retained);
     quarantined.extend(refused);
@@ -99,7 +102,10 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
     let blocked = blocked(&local, &known, &peers, settings, &retained);
     let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
     let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));
-    let withdrawal = withdrawal(settings, usable, &peers, &mut problems);
+    // Also those that are not believed here may send to this node.
+    let announced = others.iter().any(|node| node.announcement.is_some() && node.quarantine.is_none())
+        || own_record.is_some_and(|own| own.announcement.is_some());
+    let withdrawal = withdrawal(settings, usable && !announced, &mut problems);
     if withdrawal == Withdrawal::Done {
         let desired = Desired::default();
         return Plan {
@@ -145,15 +151,15 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
 }
 
 /// A strict node goes on refusing clear text, which those that left send; so it does not leave itself.
-fn withdrawal(settings: &Settings, usable: bool, peers: &[Peer], problems: &mut Vec<String>) -> Withdrawal {
+/// `alone`: nobody announces anything, this node included.
+fn withdrawal(settings: &Settings, alone: bool, problems: &mut Vec<String>) -> Withdrawal {
     match (settings.withdraw, settings.enforcement) {
         (false, _) => Withdrawal::None,
         (true, Enforcement::Strict) => {
             problems.push("withdraw needs enforcement permissive, on all nodes, before".to_owned());
             Withdrawal::None
         }
-        // Who does not know the others cannot say that none is left.
-        (true, Enforcement::Permissive) if peers.is_empty() && usable => Withdrawal::Done,
+        (true, Enforcement::Permissive) if alone => Withdrawal::Done,
         (true, Enforcement::Permissive) => Withdrawal::Leaving,
     }
 }
@@ -192,6 +198,39 @@ fn sort<'a>(own: &str, records: &'a [Record]) -> Sorted<'a> {
     }
     let (own_record, others): (Vec<_>, Vec<_>) = unique.into_iter().partition(|node| node.name == own);
     Sorted { own_record: own_record.first().copied(), others, disputed, quarantined }
+}
+
+/// The settings, less what cannot be meant and would open the guard, and with what the registry adds: nodes of the
+/// control plane run the API server, and in a pod the daemon knows only its service's address.
+fn sound(
+    settings: &Settings,
+    local: &Local<'_>,
+    others: &[&NodeRecord],
+    problems: &mut Vec<String>,
+) -> Settings {
+    let mut sound = settings.clone();
+    let pods = |range: &IpNet| {
+        let nodes = others.iter().filter(|node| node.announcement.is_some());
+        let overlapping = nodes.filter(|node| node.pod_cidrs.iter().any(|cidr| nets::overlap(cidr, range)));
+        local.pod_cidrs.iter().any(|own| nets::overlap(own, range))
+            || settings.cluster_cidrs.iter().any(|cluster| range.contains(cluster))
+            // One node may lie. That two do is less likely than a slip, which must not unguard them.
+            || overlapping.take(2).count() == 2
+    };
+    sound.service_cidrs.retain(|range| {
+        let pods = pods(range);
+        if pods {
+            problems.push(format!("--service-cidrs {range} is ignored: it holds pods; is it mistyped?"));
+        }
+        !pods
+    });
+    let control_plane = others.iter().filter(|node| node.control_plane).flat_map(|node| &node.addresses);
+    let outside = |address: &&IpAddr| {
+        let ranges = settings.cluster_cidrs.iter().chain(&local.pod_cidrs);
+        !ranges.into_iter().any(|range| range.contains(*address))
+    };
+    sound.api_servers.extend(control_plane.filter(outside));
+    sound
 }
 
 /// Brings together what the registry and the interfaces say of this node. Without its Node in the registry,
@@ -257,11 +296,17 @@ fn remote_nodes(
     kept: &BTreeSet<IpNet>,
     settings: &Settings,
 ) -> BTreeSet<IpNet> {
-    let kept = kept.iter().map(IpNet::addr).collect::<Vec<_>>();
-    // A node that poses as a service or as the API server must not cut pods off these.
+    // A node that poses as a service or as the API server must not cut pods off these, nor one that once did.
+    let is_service =
+        |address: &IpAddr| settings.service_cidrs.iter().any(|services| services.contains(address));
+    let is_server = |address: &IpAddr| settings.api_servers.contains(address);
+    let kept = kept
+        .iter()
+        .map(IpNet::addr)
+        .filter(|address| !is_service(address) && !is_server(address) && settings.may_be_node(address));
+    let kept = kept.collect::<Vec<_>>();
     let poses = |node: &NodeRecord, address: &IpAddr| {
-        !node.control_plane && settings.api_servers.contains(address)
-            || settings.service_cidrs.iter().any(|services| services.contains(address))
+        !node.control_plane && is_server(address) || is_service(address)
     };
     let theirs = others.iter().flat_map(|node| node.addresses.iter().filter(|address| !poses(node, address)));
     let addresses = theirs.chain(&kept);

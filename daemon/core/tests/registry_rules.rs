@@ -82,6 +82,49 @@ fn the_cluster_range_may_hold_the_services_which_stay_reachable() {
 }
 
 #[test]
+fn a_service_range_that_holds_pods_opens_nothing() {
+    let others = [2, 3].map(|n| announced(mk_node(n), &mk_announcement(n)));
+    for range in ["10.0.0.0/8", "10.244.2.0/23", "10.244.0.0/16"] {
+        let mut snapshot = mk_cluster(&others);
+        snapshot.settings.service_cidrs = vec![range.parse().unwrap()];
+        let plan = planned(&snapshot);
+        assert!(
+            plan.problems.iter().any(|problem| problem.contains("mistyped")),
+            "{range}: {:?}",
+            plan.problems
+        );
+        assert_eq!(peers(&plan), ["node-2", "node-3"], "{range}");
+        assert!(blocks(&plan, "10.244.2.0/24") && blocks(&plan, "10.244.3.0/24"), "{range}");
+    }
+}
+
+#[test]
+fn no_pod_cidr_cuts_a_node_off_its_control_plane() {
+    let mut control_plane = announced(mk_node(3), &mk_announcement(3));
+    control_plane.metadata.labels.insert(LABEL.into(), String::new());
+    // In a pod the daemon knows only the service's address.
+    let mut snapshot = mk_snapshot(&[with_pods(2, "192.0.2.3/32"), control_plane]);
+    snapshot.settings.api_servers = vec!["10.96.0.1".parse().unwrap()];
+    let retained = Guard { remote_pods: ["192.0.2.3/32".parse().unwrap()].into(), ..Guard::default() };
+    for standing in [Guard::default(), retained] {
+        let plan = plan(&snapshot, &standing);
+        assert_eq!(peers(&plan), ["node-3"], "{:?}", plan.quarantined);
+        let server: IpAddr = "192.0.2.3".parse().unwrap();
+        let cut_off = |route: &Route| route.table == names::PODS_TABLE && route.destination.contains(&server);
+        assert!(!plan.desired.routes.iter().any(cut_off));
+    }
+}
+
+#[test]
+fn an_operators_quarantine_frees_whom_the_liar_harmed() {
+    let stolen = Announcement { epochs: mk_announcement(3).epochs, ..mk_announcement(2) };
+    let (mut liar, victim) = (announced(mk_node(2), &stolen), announced(mk_node(3), &mk_announcement(3)));
+    assert_eq!(peers(&planned(&mk_snapshot(&[liar.clone(), victim.clone()]))), Vec::<&str>::new());
+    liar.metadata.annotations.insert(annotations::QUARANTINE.into(), "liar".into());
+    assert_eq!(peers(&planned(&mk_snapshot(&[liar, victim]))), ["node-3"]);
+}
+
+#[test]
 fn an_operator_quarantines_a_node_whose_pods_stay_blocked() {
     let mut node = announced(mk_node(2), &mk_announcement(2));
     node.metadata.annotations.insert(annotations::QUARANTINE.into(), "stolen".into());
@@ -105,6 +148,10 @@ fn who_withdraws_receives_until_nobody_else_announces() {
     assert_eq!((plan.withdrawal, plan.announcement), (Withdrawal::Leaving, None));
     assert_eq!(plan.desired.tunnel.unwrap().peers.len(), 1, "what others still send arrives");
     assert!(plan.desired.routes.is_empty(), "nothing is sent through the tunnel: {:?}", plan.desired.routes);
+
+    let refuted = announced(mk_node(2), &Announcement { uid: "another".into(), ..mk_announcement(2) });
+    let plan = leaving(&[refuted], Enforcement::Permissive);
+    assert_eq!(plan.withdrawal, Withdrawal::Leaving, "who is not believed here may still send");
 
     let plan = leaving(&[mk_node(2)], Enforcement::Permissive);
     assert_eq!((plan.withdrawal, plan.desired), (Withdrawal::Done, Desired::default()));

@@ -90,11 +90,11 @@ impl Registry {
         }
     }
 
-    /// The API server's addresses, as far as they are known.
-    pub fn servers(&self) -> Vec<IpAddr> {
+    /// The API server's address, where the configuration gives one.
+    pub fn server(&self) -> Option<IpAddr> {
         match self {
-            Self::Dir(_) => Vec::new(),
-            Self::Kubernetes(registry) => registry.servers(),
+            Self::Dir(_) => None,
+            Self::Kubernetes(registry) => registry.server(),
         }
     }
 

@@ -3,8 +3,11 @@
 //! ```text
 //!   node: warrend, warren-tunnel                control plane: the fake API server
 //!   cni0 10.0.1.1, fd00:10:1::1
-//!   eth0 172.16.0.1, fd77::1 ──────────────── eth0 172.16.255.250
+//!   eth0 172.16.0.1, fd77::1 ──────────────── eth0 172.16.255.250, fd77::ffff, which drops what is for others
 //! ```
+//!
+//! The others are reached through a gateway, as in a cluster of this size. On one link each would have a place in the
+//! kernel's table of neighbours, which all namespaces of a machine share and which holds 1,024 (`gc_thresh3`, arp(7)).
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -27,6 +30,10 @@ use crate::release::binary;
 /// The nodes of the cluster.
 pub const NODES: u16 = 5000;
 
+/// Where the API server is, and the way to all others.
+const GATEWAY: &str = "172.16.255.250";
+const GATEWAY6: &str = "fd77::ffff";
+
 pub struct Cluster {
     pub api: ApiServer,
     node: Netns,
@@ -45,16 +52,22 @@ impl Cluster {
         node.ip(&format!(
             "link add eth0 type veth peer name eth0 netns {}\n\
              link set eth0 up\n\
-             address add 172.16.0.1/16 dev eth0\n\
-             address add fd77::1/64 dev eth0\n\
+             address add 172.16.0.1/32 dev eth0\n\
+             address add fd77::1/128 dev eth0\n\
+             route add {GATEWAY}/32 dev eth0\n\
+             route add 172.16.0.0/16 via {GATEWAY}\n\
+             route add {GATEWAY6}/128 dev eth0\n\
+             route add fd77::/64 via {GATEWAY6}\n\
              link add cni0 type bridge\n\
              link set cni0 up\n\
              address add 10.0.1.1/24 dev cni0\n\
              address add fd00:10:1::1/64 dev cni0",
             control_plane.name()
         ))?;
-        control_plane.ip("link set eth0 up\naddress add 172.16.255.250/16 dev eth0")?;
-        let api = ApiServer::start(&control_plane, "172.16.255.250:6443".parse()?, Options::default())?;
+        control_plane.ip(&format!(
+            "link set eth0 up\naddress add {GATEWAY}/16 dev eth0\naddress add {GATEWAY6}/64 dev eth0"
+        ))?;
+        let api = ApiServer::start(&control_plane, format!("{GATEWAY}:6443").parse()?, Options::default())?;
         let mut specs = vec![spec(1)];
         for number in 2..=NODES {
             specs.push(announced(number)?.0);

@@ -184,14 +184,15 @@ impl Api {
     /// Takes the startup taint off the own Node, where it stands at these places of the list, and leaves all others
     /// as they are: if the list is another by now, the server refuses. (To a strategic merge patch, taints are one
     /// value.)
-    pub async fn untaint(&self, name: &str, places: &[usize]) -> anyhow::Result<Node> {
+    pub async fn untaint(&self, name: &str, uid: &str, places: &[usize]) -> anyhow::Result<Node> {
+        let uid = std::iter::once(json!({"op": "test", "path": "/metadata/uid", "value": uid}));
         let tests = places.iter().map(
             |place| json!({"op": "test", "path": format!("/spec/taints/{place}/key"), "value": NOT_READY}),
         );
         // From the end, so that the places before stay what they are.
         let removals =
             places.iter().rev().map(|place| json!({"op": "remove", "path": format!("/spec/taints/{place}")}));
-        let body = tests.chain(removals).collect();
+        let body = uid.chain(tests).chain(removals).collect();
         let query = format!("fieldManager={FIELD_MANAGER}");
         self.patch(name, &query, "application/json-patch+json", &body).await
     }
@@ -247,6 +248,13 @@ pub fn code(error: &anyhow::Error) -> Option<u16> {
         Some(kube::Error::Api(status)) => Some(status.code),
         _ => None,
     }
+}
+
+/// Whether the server says that this node knows of a version to come: its data were restored from a backup. Not any
+/// 504: gateways and busy servers answer with that, too.
+pub fn is_ahead(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status))
+        if status.code == 504 && status.message.contains("Too large resource version"))
 }
 
 async fn in_time<T>(answer: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {

@@ -37,8 +37,8 @@ pub const SILENCE: Duration = Duration::from_secs(150);
 /// wake a runtime that waits for its sockets, whether anybody reads or not.
 const REST: Duration = Duration::from_millis(40);
 
-/// A watch that ends sooner than this did not work.
-const TOO_SHORT: Duration = Duration::from_secs(1);
+/// A watch that lasted so long has worked: what comes next is not a further attempt.
+const WORKED: Duration = Duration::from_secs(1);
 
 /// Why a watch ended.
 enum End {
@@ -76,34 +76,34 @@ async fn run(shared: Arc<Shared>, config: Config) {
     };
     let mut waits = backoff();
     loop {
-        let began = Instant::now();
-        let result = session(&shared, &client).await;
+        let mut watched = Duration::ZERO;
+        let result = session(&shared, &client, &mut watched).await;
+        if watched >= WORKED {
+            waits = backoff();
+        }
         match result {
-            Ok(()) if began.elapsed() >= TOO_SHORT => {
-                waits = backoff();
-                continue;
-            }
+            Ok(()) if watched >= WORKED => continue,
             Ok(()) => {}
             Err(error) => shared.lost_contact(&error),
-        }
-        if began.elapsed() > Duration::from_secs(60) {
-            waits = backoff();
         }
         sleep(waits.next().unwrap_or_default()).await;
     }
 }
 
-/// Lists if that is needed, and watches until the watch ends.
-async fn session(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<()> {
+/// Lists if that is needed, and watches until the watch ends; `watched` is for how long.
+async fn session(shared: &Arc<Shared>, client: &Client, watched: &mut Duration) -> anyhow::Result<()> {
     let version = shared.with(|store| store.version().to_owned());
     if version.is_empty() {
         list(shared).await?;
     }
-    match watch(shared, client).await {
+    let began = Instant::now();
+    let end = watch(shared, client).await;
+    *watched = began.elapsed();
+    match end {
         Ok(End::Normal) => Ok(()),
         Ok(End::Gone) => relist(shared, "the server does not remember so far back").await,
         Ok(End::Silent) => relist(shared, "the watch is silent").await,
-        Err(error) if matches!(api::code(&error), Some(410 | 504)) => {
+        Err(error) if api::code(&error) == Some(410) || api::is_ahead(&error) => {
             relist(shared, &error.to_string()).await
         }
         Err(error) => Err(error),
@@ -112,7 +112,7 @@ async fn session(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<()> {
 
 async fn list(shared: &Arc<Shared>) -> anyhow::Result<()> {
     // What was known and is doubted is newer than what a cache may hold.
-    let recent = shared.with(|store| store.len() > 0);
+    let recent = shared.with(|store| !store.is_empty());
     let (nodes, version) =
         shared.api.list(recent, |node| node).await.context("the Nodes cannot be listed")?;
     let count = nodes.len();
@@ -131,7 +131,7 @@ async fn relist(shared: &Arc<Shared>, why: &str) -> anyhow::Result<()> {
         Ok(listed) => listed,
         Err(error) => {
             // A server whose data were restored from a backup has not come as far as this node has.
-            if api::code(&error).is_some_and(|code| matches!(code, 400 | 410 | 504)) {
+            if api::code(&error) == Some(410) || api::is_ahead(&error) {
                 shared.with(|store| store.forget_version());
             }
             return Err(error.context("the Nodes' metadata cannot be listed"));

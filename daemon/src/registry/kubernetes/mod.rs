@@ -63,8 +63,7 @@ pub struct KubernetesRegistry {
     url: String,
     /// Ends the feed's thread when this is dropped.
     _feed: oneshot::Sender<()>,
-    /// The API server's addresses, as far as its URL tells them.
-    servers: Arc<Mutex<Vec<IpAddr>>>,
+    server: Option<IpAddr>,
 }
 
 /// What the tasks have in common.
@@ -108,11 +107,13 @@ impl KubernetesRegistry {
     ) -> anyhow::Result<Self> {
         let mut config = configuration(kubeconfig).await?;
         config.connect_timeout = Some(CONNECT);
+        // A half-open connection must not keep a list waiting for ever; a watch that is silent ends before.
+        config.read_timeout = Some(silence + CONNECT);
+        config.reset_reader_on_write = true;
         // The tasks wait and try again themselves, and know what has changed meanwhile.
         config.default_retry = false;
         let url = config.cluster_url.to_string();
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let port = config.cluster_url.port_u16().unwrap_or(443);
         let client =
             Client::try_from(config.clone()).context("the client of the API server cannot be set up")?;
 
@@ -135,14 +136,10 @@ impl KubernetesRegistry {
             silence,
         });
         let (wish, wishes) = watch::channel(Wish::default());
-        let servers = Arc::new(Mutex::new(host.parse().into_iter().collect()));
-        if host.parse::<IpAddr>().is_err() {
-            tokio::spawn(resolve(host, port, servers.clone()));
-        }
         let feed = feed::start(shared.clone(), config)?;
         tokio::spawn(publisher::run(shared.clone(), wishes));
         tokio::spawn(herald::run(shared.clone(), happenings));
-        Ok(Self { shared, wish, url, _feed: feed, servers })
+        Ok(Self { shared, wish, url, _feed: feed, server: host.parse().ok() })
     }
 
     /// All Nodes, as last heard. An error only before the first list.
@@ -169,14 +166,15 @@ impl KubernetesRegistry {
         self.wish.send_if_modified(|wish| std::mem::replace(&mut wish.ready, ready) != ready);
     }
 
-    /// Tells the cluster, within the limits of [`herald`].
+    /// Tells the cluster, within the limits of the herald.
     pub fn tell(&self, happening: Happening) {
         self.shared.tell(happening);
     }
 
-    /// Where the API server is, as far as that is known.
-    pub fn servers(&self) -> Vec<IpAddr> {
-        lock(&self.servers).clone()
+    /// Where the API server is, where the configuration gives an address. A name is not asked for: who answers for it
+    /// would decide what is guarded.
+    pub fn server(&self) -> Option<IpAddr> {
+        self.server
     }
 
     /// How it stands with the API server.
@@ -210,19 +208,6 @@ async fn configuration(kubeconfig: Option<&Path>) -> anyhow::Result<Config> {
     let failed = || format!("the kubeconfig {} cannot be used", path.display());
     let kubeconfig = Kubeconfig::read_from(path).with_context(failed)?;
     Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.with_context(failed)
-}
-
-/// Finds out, now and then, where a name leads.
-async fn resolve(host: String, port: u16, servers: Arc<Mutex<Vec<IpAddr>>>) {
-    loop {
-        let found = tokio::net::lookup_host((host.as_str(), port)).await;
-        let found: Vec<IpAddr> = found.into_iter().flatten().map(|address| address.ip()).collect();
-        let wait = if found.is_empty() { 5 } else { 300 };
-        if !found.is_empty() {
-            *lock(&servers) = found;
-        }
-        tokio::time::sleep(Duration::from_secs(wait)).await;
-    }
 }
 
 impl Shared {

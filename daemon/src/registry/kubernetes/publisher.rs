@@ -61,7 +61,15 @@ pub async fn run(shared: Arc<Shared>, mut wish: watch::Receiver<Wish>) {
             }
             continue;
         };
-        sleep(pace(&mut recent, Instant::now())).await;
+        let pause = pace(&mut recent, Instant::now());
+        if !pause.is_zero() {
+            // What was to be written may be out of date by then.
+            sleep(pause).await;
+            let now = shared.with(|store| store.own().cloned());
+            if now.as_ref() != Some(&own) || *wish.borrow() != wanted {
+                continue;
+            }
+        }
         let result = perform(&shared, &own, &write).await;
         shared.wrote(result.as_ref().map(drop));
         match result {
@@ -129,7 +137,7 @@ async fn perform(shared: &Arc<Shared>, own: &OwnNode, write: &Write) -> anyhow::
             node
         }
         Write::Untaint(places) => {
-            let node = shared.api.untaint(name, places).await?;
+            let node = shared.api.untaint(name, &own.uid, places).await?;
             tracing::info!("the startup taint is removed: pods may run here");
             node
         }

@@ -40,8 +40,10 @@ pub struct Store {
     nodes: BTreeMap<String, Entry>,
     /// Nodes that are asked for: how new the answer must be, and from when on.
     asking: BTreeMap<String, (u64, Instant)>,
-    /// Where the watch goes on; empty before the first list.
+    /// Where the watch goes on; empty where all have to be listed first.
     version: String,
+    /// Whether they ever were. From then on what is known holds.
+    listed: bool,
 }
 
 /// What the own Node says beside what all Nodes say.
@@ -94,18 +96,30 @@ impl Entry {
 impl Store {
     /// Nothing is known yet.
     pub fn new(own: String) -> Self {
-        Self { own, own_node: None, nodes: BTreeMap::new(), asking: BTreeMap::new(), version: String::new() }
+        Self {
+            own,
+            own_node: None,
+            nodes: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            version: String::new(),
+            listed: false,
+        }
     }
 
     /// All Nodes for the plan; `None` before the first list.
     pub fn records(&self) -> Option<Vec<Record>> {
         let records = || self.nodes.values().map(|entry| Record::Node(entry.record.clone())).collect();
-        (!self.version.is_empty()).then(records)
+        self.listed.then(records)
     }
 
     /// The own Node, if there is one.
     pub fn own(&self) -> Option<&OwnNode> {
         self.own_node.as_ref()
+    }
+
+    /// Whether no Node is known.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// The UID of a Node, if it is known.
@@ -137,6 +151,7 @@ impl Store {
             self.put(&node, now);
         }
         self.version = version;
+        self.listed = true;
     }
 
     /// The metadata of all Nodes; returns which are to be asked for, and whether anything changed.
@@ -358,6 +373,8 @@ mod tests {
         let mut store = mk_store();
         assert!(store.bookmark("20".into()) && store.bookmark("20".into()));
         assert!(!store.bookmark("3".into()));
+        store.forget_version();
+        assert_eq!(store.records().unwrap().len(), 2, "what is known holds until there is a new list");
     }
 
     #[test]
