@@ -183,6 +183,9 @@ pub fn errors() -> Result<()> {
             site.server.disconnect();
             news(site, number).await?;
             ensure!(site.known()?.len() == 3, "after {code}");
+            // A watch that has worked for a while is no further attempt of the last failures.
+            site.until("a watch", Site::is_watching).await?;
+            sleep(Duration::from_millis(1200)).await;
         }
         site.server.set_latency(Duration::from_millis(300));
         site.server.disconnect();
