@@ -134,8 +134,7 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
     actions.extend(add.into_iter().map(Action::AddRule));
     let changes = desired.tunnel.as_ref().map(|tunnel| self::tunnel(tunnel, observed));
-    let (farewells, changes): (Vec<_>, Vec<_>) =
-        changes.into_iter().flatten().partition(|action| is_farewell(action));
+    let (farewells, changes): (Vec<_>, Vec<_>) = changes.into_iter().flatten().partition(is_farewell);
     actions.extend(changes);
     actions.extend(tunnels.into_iter().map(Action::AddRoute));
 
