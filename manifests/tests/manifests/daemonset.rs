@@ -131,6 +131,7 @@ fn the_daemon_understands_its_arguments_and_settings() {
             std::fs::write(folder.path().join(name), text.as_str().unwrap()).unwrap();
         }
         warrend::settings::Source::open(warren_core::Settings::default(), Some(folder.path().into()))
+            .read()
             .unwrap_or_else(|error| panic!("{variant}: {error:#}"));
         assert_eq!(mount(&objects, "warrend", run.settings.unwrap().to_str().unwrap()), "settings");
     }
