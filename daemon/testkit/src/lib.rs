@@ -15,6 +15,7 @@
 //!
 //! [`netns::Netns`] is the brick below all of these, for tests that need less than a lab.
 
+pub mod announced;
 pub mod apiserver;
 pub mod capture;
 pub mod isolate;

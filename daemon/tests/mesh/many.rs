@@ -1,13 +1,12 @@
 //! A registry of 200 nodes.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use warren_api::announcement::VERSION;
-use warren_api::{Announcement, Backend, EpochKey, PublicKey, annotations, names};
+use warren_api::PublicKey;
+use warren_testkit::announced::{self, random_key};
 use warren_testkit::lab::{Manifest, Node, WarrendOptions};
 use warren_testkit::wait;
 
@@ -121,32 +120,7 @@ fn manifest(mesh: &Mesh, number: usize) -> Manifest {
 /// Puts a Node into the registry that has announced `key`.
 fn register(mesh: &Mesh, number: usize, key: PublicKey) -> Result<()> {
     let mut manifest = manifest(mesh, number);
-    let announcement = Announcement {
-        version: VERSION,
-        node: manifest.name.clone(),
-        uid: manifest.uid.clone(),
-        epochs: vec![EpochKey {
-            epoch: 0,
-            public_key: key,
-            port: names::LISTEN_PORT,
-            lanes: 1,
-            unknown: serde_json::Map::new(),
-        }],
-        pod_cidrs: manifest.pod_cidrs.clone(),
-        endpoints: manifest.internal_ips.clone(),
-        backend: Backend::Userspace,
-        mtu: 1420,
-        unknown: serde_json::Map::new(),
-    };
-    let annotations = annotations::publish(&announcement);
-    manifest.annotations = annotations.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let Manifest { name, uid, pod_cidrs, internal_ips, .. } = &manifest;
+    manifest.annotations = announced::annotations(name, uid, pod_cidrs.clone(), internal_ips.clone(), key);
     manifest.write(&mesh.lab.registry())
-}
-
-/// Any 255 bits are a public key.
-fn random_key() -> Result<PublicKey> {
-    let mut bytes = [0; 32];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    bytes[31] &= 0x7f;
-    Ok(PublicKey::from_bytes(bytes)?)
 }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use warren_api::announcement::VERSION;
-use warren_api::{Announcement, Backend, EpochKey, PublicKey, annotations, names};
+use warren_api::{PublicKey, annotations, names};
+use warren_testkit::announced::{self, random_key};
 use warren_testkit::apiserver::fake::{ApiServer, NodeSpec, Options};
 use warren_testkit::netns::Netns;
 use warren_testkit::wait;
@@ -189,35 +189,10 @@ fn spec(number: u16) -> NodeSpec {
 fn announced(number: u16) -> Result<(NodeSpec, String)> {
     let mut spec = spec(number);
     let key = random_key()?;
-    let announcement = Announcement {
-        version: VERSION,
-        node: spec.name.clone(),
-        uid: spec.uid.clone(),
-        epochs: vec![EpochKey {
-            epoch: 0,
-            public_key: key,
-            port: names::LISTEN_PORT,
-            lanes: 1,
-            unknown: serde_json::Map::new(),
-        }],
-        pod_cidrs: spec.pod_cidrs.iter().map(|cidr| cidr.parse()).collect::<Result<_, _>>()?,
-        endpoints: spec.addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?,
-        backend: Backend::Userspace,
-        mtu: 1420,
-        unknown: serde_json::Map::new(),
-    };
-    spec.annotations.extend(
-        annotations::publish(&announcement).into_iter().map(|(name, value)| (name.to_owned(), value)),
-    );
+    let pod_cidrs = spec.pod_cidrs.iter().map(|cidr| cidr.parse()).collect::<Result<_, _>>()?;
+    let endpoints = spec.addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+    spec.annotations.extend(announced::annotations(&spec.name, &spec.uid, pod_cidrs, endpoints, key));
     Ok((spec, hex(&key)))
-}
-
-/// Any 255 bits are a public key.
-fn random_key() -> Result<PublicKey> {
-    let mut bytes = [0; 32];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    bytes[31] &= 0x7f;
-    Ok(PublicKey::from_bytes(bytes)?)
 }
 
 fn hex(key: &PublicKey) -> String {

@@ -73,18 +73,14 @@ impl Api {
         Self { client, requests: Requests::default() }
     }
 
-    /// All Nodes whole, each reduced by `keep` as it arrives, and the version of the list. `recent`: not from the
-    /// server's cache, which after its restart may be older than what is known here.
-    pub async fn list<T: Send + 'static>(
-        &self,
-        recent: bool,
-        keep: impl Fn(Node) -> T + Clone + Send + 'static,
-    ) -> anyhow::Result<(Vec<T>, String)> {
+    /// All Nodes and the version of the list. `recent`: not from the server's cache, which after its restart may be
+    /// older than what is known here.
+    pub async fn list(&self, recent: bool) -> anyhow::Result<(Vec<Node>, String)> {
         let start = if recent { "" } else { "&resourceVersion=0" };
         let mut query = format!("limit={PAGE}{start}");
         let mut items = Vec::new();
         loop {
-            let page = self.page(&format!("{NODES}?{query}"), "application/json", keep.clone()).await?;
+            let page = self.page(&format!("{NODES}?{query}"), "application/json").await?;
             items.extend(page.items);
             if page.rest.is_empty() {
                 return Ok((items, page.version));
@@ -97,22 +93,21 @@ impl Api {
     pub async fn list_metadata(&self, version: &str) -> anyhow::Result<(Vec<Metadata>, String)> {
         let path = format!("{NODES}?resourceVersion={version}&resourceVersionMatch=NotOlderThan");
         let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
-        let page = self.page(&path, accept, |partial: Partial| partial.metadata).await?;
-        Ok((page.items, page.version))
+        let page = self.page(&path, accept).await?;
+        Ok((page.items.into_iter().map(|Partial { metadata }| metadata).collect(), page.version))
     }
 
-    async fn page<T: DeserializeOwned, U: Send + 'static>(
+    async fn page<T: DeserializeOwned + Send + 'static>(
         &self,
         path: &str,
         accept: &str,
-        keep: impl Fn(T) -> U + Send + 'static,
-    ) -> anyhow::Result<Page<U>> {
+    ) -> anyhow::Result<Page<T>> {
         self.requests.list.fetch_add(1, Ordering::Relaxed);
         let request = Request::get(path).header(ACCEPT, accept).body(Vec::new())?;
         let read = async {
             let body = self.client.request_stream(request).await?;
             let reader = SyncIoBridge::new(body.compat());
-            tokio::task::spawn_blocking(move || read_list(reader, keep)).await?
+            tokio::task::spawn_blocking(move || read_list(reader)).await?
         };
         timeout(LIST, read).await.with_context(|| format!("no whole list within {} s", LIST.as_secs()))?
     }

@@ -44,8 +44,6 @@ const WORKED: Duration = Duration::from_secs(1);
 enum End {
     /// As it should: it goes on where it stopped.
     Normal,
-    /// The server does not remember so far back.
-    Gone,
     /// It says nothing, not even that there is nothing to say.
     Silent,
 }
@@ -101,7 +99,6 @@ async fn session(shared: &Arc<Shared>, client: &Client, watched: &mut Duration) 
     *watched = began.elapsed();
     match end {
         Ok(End::Normal) => Ok(()),
-        Ok(End::Gone) => relist(shared, "the server does not remember so far back").await,
         Ok(End::Silent) => relist(shared, "the watch is silent").await,
         Err(error) if api::code(&error) == Some(410) || api::is_ahead(&error) => {
             relist(shared, &error.to_string()).await
@@ -113,8 +110,7 @@ async fn session(shared: &Arc<Shared>, client: &Client, watched: &mut Duration) 
 async fn list(shared: &Arc<Shared>) -> anyhow::Result<()> {
     // What was known and is doubted is newer than what a cache may hold.
     let recent = shared.with(|store| !store.is_empty());
-    let (nodes, version) =
-        shared.api.list(recent, |node| node).await.context("the Nodes cannot be listed")?;
+    let (nodes, version) = shared.api.list(recent).await.context("the Nodes cannot be listed")?;
     let count = nodes.len();
     shared.with(|store| store.listed(nodes, version, Instant::now()));
     shared.in_contact();
@@ -156,11 +152,7 @@ async fn watch(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<End> {
         // Everything that has come, then a rest.
         while let Some(event) = next {
             let Some(event) = event else { return Ok(End::Normal) };
-            match event.map_err(anyhow::Error::from).and_then(|event| handle(shared, event)) {
-                Ok(()) => {}
-                Err(error) if api::code(&error) == Some(410) => return Ok(End::Gone),
-                Err(error) => return Err(error),
-            }
+            handle(shared, event?)?;
             next = what_has_come(&mut events).await;
         }
         shared.in_contact();

@@ -1,12 +1,10 @@
-//! Lists of Kubernetes objects, read as they arrive: of each item only what the caller keeps is ever held.
+//! Lists of Kubernetes objects, read as they arrive: of each item only what its type keeps is ever held.
 
-use std::fmt;
 use std::io::{BufReader, Read};
-use std::marker::PhantomData;
 
 use anyhow::Context as _;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::DeserializeOwned;
 
 /// The answer to a list.
 pub struct Page<T> {
@@ -18,87 +16,27 @@ pub struct Page<T> {
     pub rest: String,
 }
 
-/// Reads a list as it arrives; of each item only what `keep` makes of it is held.
-pub fn read_list<T: DeserializeOwned, U>(
-    reader: impl Read,
-    keep: impl Fn(T) -> U,
-) -> anyhow::Result<Page<U>> {
-    let mut deserializer = serde_json::Deserializer::from_reader(BufReader::with_capacity(64 << 10, reader));
-    let list = ListSeed { keep: &keep, item: PhantomData::<T> };
-    list.deserialize(&mut deserializer).context("the list breaks off, or is no list of Nodes")
+/// Reads a list as it arrives.
+pub fn read_list<T: DeserializeOwned>(reader: impl Read) -> anyhow::Result<Page<T>> {
+    let list: List<T> = serde_json::from_reader(BufReader::with_capacity(64 << 10, reader))
+        .context("the list breaks off, or is no list of Nodes")?;
+    let ListMetadata { resource_version, r#continue } = list.metadata;
+    Ok(Page { items: list.items.unwrap_or_default(), version: resource_version, rest: r#continue })
 }
 
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Deserialize)]
+struct List<T> {
+    metadata: ListMetadata,
+    items: Option<Vec<T>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ListMetadata {
+    #[serde(default)]
     resource_version: String,
+    #[serde(default)]
     r#continue: String,
-}
-
-struct ListSeed<'k, T, F> {
-    keep: &'k F,
-    item: PhantomData<T>,
-}
-
-impl<'de, T: Deserialize<'de>, U, F: Fn(T) -> U> DeserializeSeed<'de> for ListSeed<'_, T, F> {
-    type Value = Page<U>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, T: Deserialize<'de>, U, F: Fn(T) -> U> Visitor<'de> for ListSeed<'_, T, F> {
-    type Value = Page<U>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut items, mut metadata) = (Vec::new(), ListMetadata::default());
-        while let Some(name) = map.next_key::<String>()? {
-            match name.as_str() {
-                "metadata" => metadata = map.next_value()?,
-                "items" => items = map.next_value_seed(ItemsSeed { keep: self.keep, item: self.item })?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-        }
-        Ok(Page { items, version: metadata.resource_version, rest: metadata.r#continue })
-    }
-}
-
-struct ItemsSeed<'k, T, F> {
-    keep: &'k F,
-    item: PhantomData<T>,
-}
-
-impl<'de, T: Deserialize<'de>, U, F: Fn(T) -> U> DeserializeSeed<'de> for ItemsSeed<'_, T, F> {
-    type Value = Vec<U>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de, T: Deserialize<'de>, U, F: Fn(T) -> U> Visitor<'de> for ItemsSeed<'_, T, F> {
-    type Value = Vec<U>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the items of a list")
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Vec::new())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let mut kept = Vec::new();
-        while let Some(item) = items.next_element()? {
-            kept.push((self.keep)(item));
-        }
-        Ok(kept)
-    }
 }
 
 #[cfg(test)]
@@ -107,7 +45,8 @@ mod tests {
     use warren_api::node::Partial;
 
     fn read(text: &str) -> anyhow::Result<Page<String>> {
-        read_list(text.as_bytes(), |partial: Partial| partial.metadata.name)
+        let Page { items, version, rest } = read_list::<Partial>(text.as_bytes())?;
+        Ok(Page { items: items.into_iter().map(|partial| partial.metadata.name).collect(), version, rest })
     }
 
     #[test]
