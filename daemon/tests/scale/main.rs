@@ -31,7 +31,7 @@ const IDLE_SHARE: f64 = 0.01;
 
 /// How long the idle daemon is watched: long enough for looks that nobody asked for, and for CPU time, which comes in
 /// units of 10 ms, to be a figure.
-const IDLE: Duration = Duration::from_secs(40);
+const IDLE: Duration = Duration::from_secs(60);
 
 const SCENARIOS: &[(&str, Scenario)] = &[("one node among 5,000", one_among_many)];
 

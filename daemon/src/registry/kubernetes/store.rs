@@ -78,16 +78,21 @@ pub struct Effect {
 impl Entry {
     /// Takes over from the metadata what needs no check; says whether that changed anything.
     fn see(&mut self, metadata: &Metadata) -> bool {
-        let mut record = NodeRecord::clone(&self.record);
-        record.quarantine = metadata.annotations.get(QUARANTINE).cloned();
-        record.control_plane = metadata.is_control_plane();
-        if !metadata.annotations.contains_key(ANNOUNCEMENT) {
-            record.announcement = None;
+        let quarantine = metadata.annotations.get(QUARANTINE);
+        let control_plane = metadata.is_control_plane();
+        let announces = metadata.annotations.contains_key(ANNOUNCEMENT);
+        if !announces {
             self.text = None;
         }
-        let changed = record != *self.record;
+        // Hundreds of heartbeats a second come here to say nothing new: they must not cost a copy.
+        let changed = self.record.quarantine.as_ref() != quarantine
+            || self.record.control_plane != control_plane
+            || self.record.announcement.is_some() && !announces;
         if changed {
-            self.record = record.into();
+            let record = Arc::make_mut(&mut self.record);
+            record.quarantine = quarantine.cloned();
+            record.control_plane = control_plane;
+            record.announcement = record.announcement.take().filter(|_| announces);
         }
         changed
     }
