@@ -41,10 +41,11 @@ test: tools manifest-tools
 	$(CARGO) test --workspace
 
 test-kubernetes: TOOLS := $(DEMO_TOOLS) setpriv:util-linux
-test-kubernetes: tools
+test-kubernetes: tools manifest-tools
 	@$(KUBE_APISERVER)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -p warrend --test kubernetes
+	$(CARGO) test -p warren-manifests --test server -- --nocapture
 
 lint: $(CARGO_DENY)
 	$(CARGO) fmt --all --check
