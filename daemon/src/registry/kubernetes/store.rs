@@ -37,6 +37,8 @@ const OWN: Duration = Duration::from_secs(30);
 pub struct Store {
     own: String,
     own_node: Option<OwnNode>,
+    /// The version at which the own Node was last seen, or seen to go.
+    own_version: u64,
     nodes: BTreeMap<String, Entry>,
     /// Nodes that are asked for: how new the answer must be, and from when on.
     asking: BTreeMap<String, (u64, Instant)>,
@@ -104,6 +106,7 @@ impl Store {
         Self {
             own,
             own_node: None,
+            own_version: 0,
             nodes: BTreeMap::new(),
             asking: BTreeMap::new(),
             version: String::new(),
@@ -152,6 +155,7 @@ impl Store {
         self.nodes.clear();
         self.asking.clear();
         self.own_node = None;
+        self.own_version = 0;
         for node in nodes {
             self.put(&node, now);
         }
@@ -191,6 +195,7 @@ impl Store {
         self.version.clone_from(&metadata.resource_version);
         let name = &metadata.name;
         let announcement = metadata.annotations.get(ANNOUNCEMENT);
+        self.see_version(metadata);
         let own_changed = self.see_own(metadata);
         let Some(entry) = self.nodes.get_mut(name).filter(|entry| entry.record.uid == metadata.uid) else {
             return Effect { changed: own_changed, ask: self.ask(metadata, now) };
@@ -229,6 +234,7 @@ impl Store {
     /// The watch shows that a Node is gone.
     pub fn deleted(&mut self, metadata: &Metadata) -> Effect {
         self.version.clone_from(&metadata.resource_version);
+        self.see_version(metadata);
         let name = &metadata.name;
         // A list or an answer may be ahead of the watch and show its successor already.
         let known = self.nodes.get(name).is_some_and(|entry| entry.record.uid == metadata.uid);
@@ -260,8 +266,12 @@ impl Store {
         self.asking.remove(name);
     }
 
-    /// The own Node as it stands after it was written; says whether anything changed.
+    /// The own Node as it stands after it was written; says whether anything changed. The watch may have seen more
+    /// since, even its end.
     pub fn written(&mut self, node: &Node, now: Instant) -> bool {
+        if number(&node.metadata.resource_version) < self.own_version {
+            return false;
+        }
         let newer = |(wanted, _): &(u64, Instant)| number(&node.metadata.resource_version) >= *wanted;
         if self.asking.get(&node.metadata.name).is_some_and(newer) {
             self.asking.remove(&node.metadata.name);
@@ -272,6 +282,7 @@ impl Store {
     fn put(&mut self, node: &Node, now: Instant) -> bool {
         let Metadata { name, uid, annotations, .. } = &node.metadata;
         let mut changed = false;
+        self.see_version(&node.metadata);
         if *name == self.own {
             let taints = node.spec.taints.iter().enumerate();
             let tainted =
@@ -298,6 +309,12 @@ impl Store {
         self.asking.remove(name);
         if *name == self.own {
             self.own_node = None;
+        }
+    }
+
+    fn see_version(&mut self, metadata: &Metadata) {
+        if metadata.name == self.own {
+            self.own_version = number(&metadata.resource_version);
         }
     }
 
@@ -490,9 +507,15 @@ mod tests {
         let mut store = mk_store();
         assert!(store.seen(&metadata("own", "o", 11, Some("garbled")), NOW()).changed);
         assert_eq!(store.own().unwrap().annotations[ANNOUNCEMENT], "garbled");
+        let stale = node(metadata("own", "o", 10, Some("mine")));
+        assert!(!store.written(&stale, NOW()), "the watch has seen what came after");
+        assert_eq!(store.own().unwrap().annotations[ANNOUNCEMENT], "garbled");
         let mut written = node(metadata("own", "o", 12, Some("mine")));
         written.spec.taints = ["a", NOT_READY, "b", NOT_READY].map(|key| Taint { key: key.into() }).to_vec();
         assert!(store.written(&written, NOW()));
         assert_eq!(store.own().unwrap().tainted, [1, 3]);
+        store.deleted(&metadata("own", "o", 14, None));
+        assert!(!store.written(&node(metadata("own", "o", 13, Some("mine"))), NOW()), "it is gone");
+        assert_eq!((store.own(), store.uid("own")), (None, None));
     }
 }
