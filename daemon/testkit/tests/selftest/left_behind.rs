@@ -90,7 +90,10 @@ pub fn exit_status() -> Result<()> {
 }
 
 fn spawn(how: &str) -> Result<Child> {
-    Command::new(std::env::current_exe()?)
+    // A shell's background jobs ignore SIGINT, and so would all that they start.
+    Command::new("env")
+        .arg("--default-signal=INT")
+        .arg(std::env::current_exe()?)
         .env(VICTIM, how)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
