@@ -1,5 +1,6 @@
 //! The loop that owns all state: look, plan, compare, act, look again, report.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,10 +64,21 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         node_cidrs,
         service_cidrs,
         api_servers,
+        api_server_port,
+        encrypt_host,
         withdraw,
         resync,
     } = args;
-    let flags = Settings { enforcement, cluster_cidrs, node_cidrs, service_cidrs, api_servers, withdraw };
+    let flags = Settings {
+        enforcement,
+        cluster_cidrs,
+        node_cidrs,
+        service_cidrs,
+        api_servers,
+        api_server_port,
+        encrypt_host,
+        withdraw,
+    };
     let settings = Source::open(flags, settings);
     let identity = keystore::load_or_create(&state_dir, EPOCH)?;
     let program = tunnel_program.unwrap_or_else(Userspace::default_program);
@@ -237,8 +249,10 @@ impl Agent {
 
     /// Announces the node once there is a tunnel to announce; takes that back once nothing leads into it.
     fn publish(&self, plan: &Plan, seen: &Seen, sound: bool) -> anyhow::Result<()> {
-        match (&plan.announcement, &seen.device) {
-            (Some(announcement), Ok(Some(_))) => self.registry.publish(&annotations::publish(announcement)),
+        match &plan.announcement {
+            Some(announcement) if seen.has_tunnels(&plan.desired) => {
+                self.registry.publish(&annotations::publish(announcement))
+            }
             _ if sound && plan.withdrawal != Withdrawal::None => self.registry.publish(&[]),
             _ => Ok(()),
         }
@@ -256,7 +270,8 @@ impl Agent {
     /// Kills a tunnel that has not answered for many looks in a row: it is stopped or stuck, and the peers'
     /// packets end there. A new one is started as after any other death.
     fn end_silence(&mut self, seen: &Seen) {
-        self.silent_looks = if seen.device.is_err() { self.silent_looks + 1 } else { 0 };
+        let silent = seen.devices.values().any(Result::is_err);
+        self.silent_looks = if silent { self.silent_looks + 1 } else { 0 };
         if self.silent_looks == SILENT_LOOKS {
             match self.hands.kill_tunnel() {
                 Ok(None) => {
@@ -276,6 +291,7 @@ impl Agent {
             epoch: EPOCH,
             port: self.listen_port,
             backend: Backend::Userspace,
+            lanes: 1,
             local_addresses: view.local_addresses.clone(),
         }
     }
@@ -283,7 +299,8 @@ impl Agent {
     fn plan(&self, records: Vec<warren_core::Record>, seen: &Seen) -> Plan {
         let mut settings = self.settings.current().clone();
         settings.api_servers.extend(self.registry.server());
-        let snapshot = Snapshot { own: self.own(&seen.view), records, settings };
+        let paths = BTreeMap::new();
+        let snapshot = Snapshot { own: self.own(&seen.view), records, settings, paths };
         plan(&snapshot, &seen.standing(&self.guarded))
     }
 

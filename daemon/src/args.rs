@@ -83,6 +83,13 @@ pub struct Run {
     /// believed to have one of them.
     #[arg(long, value_delimiter = ',')]
     pub api_servers: Vec<IpAddr>,
+    /// The TCP port of the API server on nodes of the control plane.
+    #[arg(long, default_value_t = names::API_SERVER_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    pub api_server_port: u16,
+    /// Encrypt what nodes' own programs send each other, too, towards each node that does the same. The API server,
+    /// and nodes labelled `warren.internal/encrypt-host=false`, are exempt.
+    #[arg(long)]
+    pub encrypt_host: bool,
     /// Leave the mesh without losing a packet, once all nodes are permissive: send nothing through tunnels,
     /// take the announcement back, and remove all of Warren's once nobody else announces.
     #[arg(long)]

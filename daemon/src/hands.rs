@@ -1,11 +1,15 @@
 //! All adapters that read and change this node, behind one pair of verbs: look and apply.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use warren_api::names;
 use warren_api::status::GuardCounters;
-use warren_core::{Action, Desired, Guard, Observed, ObservedDevice, RouteKind};
+use warren_api::{Backend, PublicKey, names};
+use warren_core::{
+    Action, Desired, DeviceChange, Guard, Observed, ObservedDevice, ObservedTunnel, RouteKind, Standing,
+};
 
 use crate::guard::{self, Found};
 use crate::kernel::{Kernel, View};
@@ -15,10 +19,10 @@ use crate::tunnel::Userspace;
 /// The adapters.
 pub struct Hands {
     kernel: Kernel,
-    tunnel: Userspace,
+    userspace: Userspace,
 }
 
-/// All that was read back at one moment. The guard and the tunnel may not be readable; the rest of the node is
+/// All that was read back at one moment. The guard and the tunnels may not be readable; the rest of the node is
 /// kept in order all the same.
 #[derive(Debug)]
 pub struct Seen {
@@ -26,9 +30,9 @@ pub struct Seen {
     pub view: View,
     /// From nftables.
     pub found: anyhow::Result<Found>,
-    /// From the tunnel.
-    pub device: anyhow::Result<Option<ObservedDevice>>,
-    /// Whether the tunnel's process is somebody else's.
+    /// From the tunnels, by their interfaces.
+    pub devices: BTreeMap<Arc<str>, anyhow::Result<ObservedDevice>>,
+    /// Whether the userspace tunnel's process is somebody else's.
     pub external: bool,
 }
 
@@ -49,35 +53,39 @@ impl Seen {
                 (desired.guard.clone(), false)
             }
         };
-        let device = match &self.device {
-            Ok(device) => device.clone(),
-            Err(error) => {
-                fail(error);
-                desired.tunnel.as_ref().map(ObservedDevice::from)
+        let interfaces: BTreeSet<&Arc<str>> = self.view.links.keys().chain(self.devices.keys()).collect();
+        let mut tunnels = BTreeMap::new();
+        for interface in interfaces {
+            let device = match self.devices.get(interface) {
+                Some(Ok(device)) => Some(device.clone()),
+                Some(Err(error)) => {
+                    fail(error);
+                    desired.tunnels.get(interface).map(ObservedDevice::from)
+                }
+                None => None,
+            };
+            let tunnel = ObservedTunnel { link: self.view.links.get(interface).cloned(), device };
+            // A tunnel that somebody else would start again at once is left alone where none is wanted: without
+            // routes that lead there it carries nothing.
+            let theirs = self.external && tunnel.backend() == Backend::Userspace;
+            if !theirs || desired.tunnels.contains_key(interface) {
+                tunnels.insert(interface.clone(), tunnel);
             }
-        };
-        // A tunnel that somebody else would start again at once is left alone where none is wanted: without
-        // routes that lead there it carries nothing.
-        let ours = !self.external || desired.tunnel.is_some();
-        Observed {
-            guard,
-            guard_table,
-            link: self.view.link.clone().filter(|_| ours),
-            device: device.filter(|_| ours),
-            routes: self.view.routes.clone(),
-            rules: self.view.rules.clone(),
         }
+        let (routes, rules) = (self.view.routes.clone(), self.view.rules.clone());
+        Observed { guard, guard_table, tunnels, routes, rules }
     }
 
     /// What is guarded and must not be forgotten: what the guard's sets hold, also where its rules are damaged,
-    /// and the `unreachable` routes, which tell the same where the guard is gone; and what `before` was.
-    pub fn standing(&self, before: &Guard) -> Guard {
-        let mut standing = before.clone();
+    /// and the `unreachable` routes, which tell the same where the guard is gone; and what `before` was. And which
+    /// sessions live.
+    pub fn standing(&self, before: &Guard) -> Standing {
+        let mut guard = before.clone();
         let found = self.found.as_ref().map(|found| found.sets.clone()).unwrap_or_default();
         for (before, mut found) in [
-            (&mut standing.remote_pods, found.remote_pods),
-            (&mut standing.remote_nodes, found.remote_nodes),
-            (&mut standing.local_pods, found.local_pods),
+            (&mut guard.remote_pods, found.remote_pods),
+            (&mut guard.remote_nodes, found.remote_nodes),
+            (&mut guard.local_pods, found.local_pods),
         ] {
             // Merges two sorted sets, where `extend` would look each network up.
             before.append(&mut found);
@@ -87,8 +95,18 @@ impl Seen {
             .routes
             .iter()
             .filter(|route| route.kind == RouteKind::Unreachable && route.table == names::PODS_TABLE);
-        standing.remote_pods.append(&mut blocks.map(|route| route.destination).collect());
-        standing
+        guard.remote_pods.append(&mut blocks.map(|route| route.destination).collect());
+        let alive = self.devices.iter().filter_map(|(interface, device)| {
+            let peers = device.as_ref().ok()?.peers.iter().filter(|(_, peer)| peer.is_alive());
+            Some((interface.clone(), peers.map(|(key, _)| *key).collect::<BTreeSet<PublicKey>>()))
+        });
+        Standing { guard, alive: alive.collect() }
+    }
+
+    /// Whether each tunnel that should be there is, with a device that answers.
+    pub fn has_tunnels(&self, desired: &Desired) -> bool {
+        let answers = |interface| matches!(self.devices.get(interface), Some(Ok(_)));
+        !desired.tunnels.is_empty() && desired.tunnels.keys().all(answers)
     }
 
     /// The guard's counters.
@@ -98,22 +116,25 @@ impl Seen {
 }
 
 impl Hands {
-    /// Adapters for the network namespace of the current thread; `program` starts the tunnel of `interface`, unless
-    /// somebody else does.
+    /// Adapters for the network namespace of the current thread; `program` starts the userspace tunnel, whose
+    /// interface is `interface`, unless somebody else does.
     pub fn new(program: Option<PathBuf>, interface: String) -> anyhow::Result<Self> {
-        Ok(Self { kernel: Kernel::open()?, tunnel: Userspace::new(program, interface) })
+        Ok(Self { kernel: Kernel::open()?, userspace: Userspace::new(program, interface) })
     }
 
     /// Reads everything back. Without the kernel's own word there is nothing to go by.
     pub async fn look(&self) -> anyhow::Result<Seen> {
-        let (view, found, device) =
-            tokio::join!(self.kernel.view(self.tunnel.interface()), guard::find(), self.tunnel.observe());
-        Ok(Seen {
-            view: view?,
-            found: found.map_err(Into::into),
-            device: device.map_err(Into::into),
-            external: self.tunnel.is_external(),
-        })
+        let (view, found, userspace) =
+            tokio::join!(self.kernel.view(), guard::find(), self.userspace.observe());
+        let view = view?;
+        let mut devices = BTreeMap::new();
+        let interface: Arc<str> = self.userspace.interface().into();
+        // Where the kernel has the interface, a socket of its name is what a dead process left behind.
+        let kernels = view.links.get(&interface).is_some_and(|link| link.backend == Backend::Kernel);
+        if let Some(device) = userspace.map_err(anyhow::Error::from).transpose().filter(|_| !kernels) {
+            devices.insert(interface, device);
+        }
+        Ok(Seen { view, found: found.map_err(Into::into), devices, external: self.userspace.is_external() })
     }
 
     /// Does what can be done together ([`Action::runs`]); returns what went wrong.
@@ -148,25 +169,48 @@ impl Hands {
             Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => {
                 guard::apply(action, counters).await?;
             }
-            Action::StartTunnel { .. } => self.tunnel.start().await?,
-            Action::ConfigureDevice(change) => {
+            Action::StartTunnel { interface, backend } => self.start(interface, *backend).await?,
+            Action::ConfigureDevice { interface, change } => {
                 let identity = identity.context("a device is configured only by the daemon")?;
-                self.tunnel.configure(change, identity).await?;
+                self.configure(interface, change, identity).await?;
             }
-            Action::StopTunnel => self.tunnel.stop().context("the tunnel's socket cannot be removed")?,
+            Action::StopTunnel { interface, backend } => self.stop(interface, *backend)?,
             Action::SetLink { .. }
-            | Action::AddAddress(_)
-            | Action::RemoveAddress(_)
+            | Action::AddAddress { .. }
+            | Action::RemoveAddress { .. }
             | Action::AddRoute(_)
             | Action::RemoveRoute(_)
             | Action::AddRule(_)
-            | Action::RemoveRule(_) => self.kernel.apply(self.tunnel.interface(), action).await?,
+            | Action::RemoveRule(_) => self.kernel.apply(action).await?,
         }
         Ok(())
     }
 
+    async fn start(&self, _interface: &str, backend: Backend) -> anyhow::Result<()> {
+        match backend {
+            Backend::Kernel => anyhow::bail!("this build drives no WireGuard in the kernel"),
+            Backend::Userspace => Ok(self.userspace.start().await?),
+        }
+    }
+
+    fn stop(&self, _interface: &str, backend: Backend) -> anyhow::Result<()> {
+        match backend {
+            Backend::Kernel => anyhow::bail!("this build drives no WireGuard in the kernel"),
+            Backend::Userspace => self.userspace.stop().context("the tunnel's socket cannot be removed"),
+        }
+    }
+
+    async fn configure(
+        &self,
+        _interface: &str,
+        change: &DeviceChange,
+        identity: &Identity,
+    ) -> anyhow::Result<()> {
+        Ok(self.userspace.configure(change, identity).await?)
+    }
+
     /// Kills the process behind the tunnel's socket, unless somebody else looks after it; returns its pid.
     pub fn kill_tunnel(&self) -> anyhow::Result<Option<i32>> {
-        Ok(self.tunnel.kill()?)
+        Ok(self.userspace.kill()?)
     }
 }

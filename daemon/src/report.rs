@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use warren_api::status::{PeerStatus, Quarantined, RegistryStatus, Status};
-use warren_core::{ObservedDevice, Own, Plan, Settings, Withdrawal};
+use warren_core::{ObservedDevice, ObservedPeer, Own, Plan, Settings, Withdrawal};
 
 use crate::hands::Seen;
 
@@ -57,14 +57,15 @@ impl Voice {
         self.say_problems(&problems);
         self.say_ready(ready);
         self.say_withdrawn(plan.withdrawal);
-        let tunnel = plan.desired.tunnel.as_ref();
+        let first = plan.desired.tunnels.iter().next();
         let mut status = Status {
             node: own.name,
             public_key: own.public_key,
             epoch: own.epoch,
             backend: own.backend,
-            interface: tunnel.map(|tunnel| tunnel.interface.clone()).unwrap_or_default(),
-            mtu: tunnel.map(|tunnel| tunnel.mtu).unwrap_or_default(),
+            interface: first.map(|(interface, _)| interface.to_string()).unwrap_or_default(),
+            lanes: own.lanes,
+            mtu: first.map(|(_, tunnel)| tunnel.mtu).unwrap_or_default(),
             enforcement: settings.enforcement,
             ready,
             problems,
@@ -136,7 +137,8 @@ impl Voice {
 
 /// The peers as they are wanted; what they do is filled in by [`refresh`].
 fn peers(plan: &Plan) -> Vec<PeerStatus> {
-    let wanted = plan.desired.tunnel.iter().flat_map(|tunnel| &tunnel.peers);
+    // All peers are on the first lane.
+    let wanted = plan.desired.tunnels.values().take(1).flat_map(|tunnel| &tunnel.peers);
     let mut peers: Vec<PeerStatus> = wanted
         .filter_map(|(key, peer)| {
             let info = plan.peers.get(key)?;
@@ -146,6 +148,7 @@ fn peers(plan: &Plan) -> Vec<PeerStatus> {
                 backend: info.backend,
                 endpoint: None,
                 handshake_age: None,
+                lanes: 0,
                 rx_bytes: 0,
                 tx_bytes: 0,
                 allowed_ips: peer.allowed_ips.iter().copied().collect(),
@@ -162,13 +165,16 @@ pub fn refresh(status: &mut Status, seen: &Seen, registry: Option<RegistryStatus
         status.registry = registry;
     }
     status.guard = seen.counters();
-    let none = ObservedDevice::default();
-    let device = seen.device.as_ref().ok().and_then(Option::as_ref).unwrap_or(&none);
+    let devices: Vec<&ObservedDevice> =
+        seen.devices.values().filter_map(|device| device.as_ref().ok()).collect();
     for peer in &mut status.peers {
-        let found = device.peers.get(&peer.public_key).cloned().unwrap_or_default();
-        peer.endpoint = found.endpoint;
-        peer.handshake_age = found.since_handshake.map(|since| since.as_secs_f64());
-        peer.rx_bytes = found.rx_bytes;
-        peer.tx_bytes = found.tx_bytes;
+        let lanes: Vec<&ObservedPeer> =
+            devices.iter().filter_map(|device| device.peers.get(&peer.public_key)).collect();
+        peer.endpoint = lanes.first().and_then(|lane| lane.endpoint);
+        let newest = lanes.iter().filter_map(|lane| lane.since_handshake).min();
+        peer.handshake_age = newest.map(|since| since.as_secs_f64());
+        peer.lanes = lanes.iter().filter(|lane| lane.is_alive()).count() as u8;
+        peer.rx_bytes = lanes.iter().map(|lane| lane.rx_bytes).sum();
+        peer.tx_bytes = lanes.iter().map(|lane| lane.tx_bytes).sum();
     }
 }

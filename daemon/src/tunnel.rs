@@ -200,10 +200,11 @@ fn is_refused_with(error: &client::ClientError, errno: i32) -> bool {
 }
 
 fn update(change: &DeviceChange, identity: &Identity) -> DeviceUpdate {
-    let DeviceChange { identity: set_key, listen_port, peers } = change;
+    let DeviceChange { identity: set_key, listen_port, fwmark, peers } = change;
     DeviceUpdate {
         private_key: set_key.then(|| identity.secret_bytes()),
         listen_port: *listen_port,
+        fwmark: *fwmark,
         peers: peers.iter().map(peer_update).collect(),
         ..DeviceUpdate::default()
     }
@@ -241,5 +242,10 @@ fn observed(state: &DeviceState) -> ObservedDevice {
         };
         Some((PublicKey::from_bytes(peer.public_key).ok()?, observed))
     });
-    ObservedDevice { public_key, listen_port: state.listen_port, peers: peers.collect() }
+    ObservedDevice {
+        public_key,
+        listen_port: state.listen_port,
+        fwmark: state.fwmark,
+        peers: peers.collect(),
+    }
 }

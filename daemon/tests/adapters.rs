@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 use warren_api::names;
 use warren_api::status::{Enforcement, GuardCounters};
-use warren_core::{Action, Family, Guard, Route, RouteKind, Rule};
+use warren_core::{Action, Family, Guard, Port, Route, RouteKind, Rule};
 use warren_testkit::netns::Netns;
 use warren_testkit::scenario::{self, Scenario};
 use warrend::guard::{self, Found};
@@ -61,7 +61,8 @@ fn mk_guard() -> Guard {
             "fd00:3::1/128",
         ]),
         local_pods: nets(&["10.244.1.0/24", "fd00:1::/64"]),
-        remote_nodes: nets(&["192.0.2.2/32", "192.0.2.3/32"]),
+        remote_nodes: nets(&["192.0.2.2/32", "192.0.2.3/32", "fd77::2/128"]),
+        hosts: nets(&["192.0.2.2/32", "fd77::2/128"]),
     }
 }
 
@@ -201,12 +202,22 @@ fn mk_route(destination: &str, kind: RouteKind) -> Route {
 }
 
 fn through(source: Option<&str>) -> RouteKind {
-    let source = source.map(|source| source.parse().expect("an address in a test"));
-    RouteKind::Tunnel { interface: "warren-a0".into(), source }
+    over(&["warren-a0"], source, None)
 }
+
+fn over(lanes: &[&str], source: Option<&str>, mtu: Option<u32>) -> RouteKind {
+    let source = source.map(|source| source.parse().expect("an address in a test"));
+    RouteKind::Tunnel { interfaces: lanes.iter().copied().map(Into::into).collect(), source, mtu }
+}
+
+const LANES: &[&str] = &["warren-a0", "warren-a1", "warren-a2"];
 
 const ADDRESSES: &str = "link add warren-a0 type bridge
 link set warren-a0 up
+link add warren-a1 type bridge
+link set warren-a1 up
+link add warren-a2 type bridge
+link set warren-a2 up
 address add 10.244.1.0/32 dev warren-a0
 address add fd00:1::/128 dev warren-a0 nodad";
 
@@ -222,41 +233,53 @@ fn routing_round_trip() -> Result<()> {
             Route { table: names::NODES_TABLE, ..mk_route("192.0.2.2/32", through(None)) },
             Route { table: names::NODES_TABLE, ..mk_route("192.0.2.2/32", RouteKind::Unreachable) },
             Route { table: names::NODES_TABLE, ..mk_route("fd77::2/128", through(None)) },
+            mk_route("10.244.3.0/24", over(&LANES[..1], None, Some(1340))),
+            mk_route("fd00:3::/64", over(&LANES[..1], None, Some(1320))),
+            mk_route("10.244.4.0/24", over(LANES, Some("10.244.1.0"), Some(1340))),
+            mk_route("fd00:4::/64", over(LANES, Some("fd00:1::"), Some(1340))),
+            Route { table: names::HOSTS_TABLE, ..mk_route("192.0.2.2/32", over(&LANES[1..], None, None)) },
+            Route { table: names::HOSTS_TABLE, ..mk_route("fd77::2/128", over(&LANES[1..], None, None)) },
         ]
         .into();
-        let rule = |family, priority, source: Option<&str>, table| Rule {
-            family,
-            priority,
-            source: source.map(|source| source.parse().expect("a network in a test")),
-            table,
+        let net = |net: &str| -> Option<IpNet> { Some(net.parse().expect("a network in a test")) };
+        let nodes = |family| Rule::new(family, names::NODES_RULE, names::NODES_TABLE);
+        let exempt = |family| Rule::new(family, names::EXEMPT_RULE, names::MAIN_TABLE);
+        let hosts = |family| {
+            let rule = Rule::new(family, names::HOSTS_RULE, names::HOSTS_TABLE);
+            Rule { unmarked: Some(names::MARK), ..rule }
         };
+        let (to, from) = (Some(Port::Destination(6443)), Some(Port::Source(6443)));
         let rules = [
-            rule(Family::V4, names::PODS_RULE, None, names::PODS_TABLE),
-            rule(Family::V4, names::NODES_RULE, Some("10.244.1.0/24"), names::NODES_TABLE),
-            rule(Family::V6, names::PODS_RULE, None, names::PODS_TABLE),
-            rule(Family::V6, names::NODES_RULE, Some("fd00:1::/64"), names::NODES_TABLE),
+            Rule::new(Family::V4, names::PODS_RULE, names::PODS_TABLE),
+            Rule { source: net("10.244.1.0/24"), ..nodes(Family::V4) },
+            Rule { destination: net("192.0.2.9/32"), port: to, ..exempt(Family::V4) },
+            hosts(Family::V4),
+            Rule::new(Family::V6, names::PODS_RULE, names::PODS_TABLE),
+            Rule { source: net("fd00:1::/64"), ..nodes(Family::V6) },
+            Rule { source: net("fd77::9/128"), port: from, ..exempt(Family::V6) },
+            hosts(Family::V6),
         ];
-        ensure!(kernel.view("warren-a0").await?.routes.is_empty());
+        ensure!(kernel.view().await?.routes.is_empty());
         for route in &routes {
-            kernel.apply("warren-a0", &Action::AddRoute(route.clone())).await?;
+            kernel.apply(&Action::AddRoute(route.clone())).await?;
         }
         for rule in &rules {
-            kernel.apply("warren-a0", &Action::AddRule(rule.clone())).await?;
+            kernel.apply(&Action::AddRule(rule.clone())).await?;
         }
         ip(netns, "rule add priority 77 lookup 5180")?;
-        let view = kernel.view("warren-a0").await?;
+        let view = kernel.view().await?;
         ensure!(view.routes == routes, "routes read back as {:?}", view.routes);
         ensure!(view.rules == rules, "rules read back as {:?}", view.rules);
         // Removing is repeatable: what is gone is gone.
         for _ in 0..2 {
             for route in &routes {
-                kernel.apply("warren-a0", &Action::RemoveRoute(route.clone())).await?;
+                kernel.apply(&Action::RemoveRoute(route.clone())).await?;
             }
             for rule in &rules {
-                kernel.apply("warren-a0", &Action::RemoveRule(rule.clone())).await?;
+                kernel.apply(&Action::RemoveRule(rule.clone())).await?;
             }
         }
-        let view = kernel.view("warren-a0").await?;
+        let view = kernel.view().await?;
         ensure!(view.routes.is_empty() && view.rules.is_empty(), "{view:?}");
         ensure!(netns.sh("ip rule show priority 77")?.contains("5180"), "somebody else's rule is gone");
         Ok(())
@@ -268,21 +291,30 @@ fn routing_conflicts() -> Result<()> {
         ip(netns, ADDRESSES)?;
         let kernel = Kernel::open()?;
         for (destination, source) in [("10.244.2.0/24", "10.244.1.0"), ("fd00:2::/64", "fd00:1::")] {
-            let (before, after) =
-                (mk_route(destination, through(None)), mk_route(destination, through(Some(source))));
-            kernel.apply("warren-a0", &Action::AddRoute(before)).await?;
-            kernel.apply("warren-a0", &Action::AddRoute(after.clone())).await?;
-            let view = kernel.view("warren-a0").await?;
-            ensure!(view.routes == [after.clone()].into(), "{destination} reads back as {:?}", view.routes);
-            kernel.apply("warren-a0", &Action::RemoveRoute(after)).await?;
+            let ways = [
+                over(&LANES[..1], None, None),
+                over(&LANES[..1], Some(source), None),
+                over(LANES, Some(source), None),
+                over(&LANES[1..], Some(source), Some(1340)),
+                over(&LANES[2..], Some(source), Some(1340)),
+                over(&LANES[..2], Some(source), None),
+                over(&LANES[..1], Some(source), None),
+            ];
+            for way in &ways {
+                let route = mk_route(destination, way.clone());
+                kernel.apply(&Action::AddRoute(route.clone())).await?;
+                let view = kernel.view().await?;
+                ensure!(view.routes == [route.clone()].into(), "{route} reads back as {:?}", view.routes);
+            }
+            kernel.apply(&Action::RemoveRoute(mk_route(destination, ways[ways.len() - 1].clone()))).await?;
         }
         ip(netns, "route add 10.9.0.0/16 dev warren-a0 table 5180 metric 3")?;
-        let foreign = kernel.view("warren-a0").await?.routes;
+        let foreign = kernel.view().await?.routes;
         ensure!(foreign.len() == 1, "a foreign route in Warren's table is not seen");
         for route in foreign {
-            kernel.apply("warren-a0", &Action::RemoveRoute(route)).await?;
+            kernel.apply(&Action::RemoveRoute(route)).await?;
         }
-        ensure!(kernel.view("warren-a0").await?.routes.is_empty(), "the foreign route is still there");
+        ensure!(kernel.view().await?.routes.is_empty(), "the foreign route is still there");
         Ok(())
     })
 }

@@ -19,6 +19,9 @@ pub const QUARANTINE: &str = "warren.internal/quarantine";
 /// The taint with which a node may start, so that no pod runs there before its traffic is safe.
 pub const NOT_READY: &str = "warren.internal/not-ready";
 
+/// The label that, with the value `false`, leaves a node's own programs out of `--encrypt-host`.
+pub const ENCRYPT_HOST: &str = "warren.internal/encrypt-host";
+
 /// All annotations that a daemon writes.
 pub const PUBLISHED: [&str; 4] = [ANNOUNCEMENT, PUBLIC_KEY, EPOCH, BACKEND];
 

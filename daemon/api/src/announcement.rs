@@ -40,6 +40,9 @@ pub struct Announcement {
     pub backend: Backend,
     /// The MTU inside the tunnel, in bytes.
     pub mtu: u32,
+    /// Whether the node's own programs are to be reached through the tunnel, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub encrypts_host: bool,
     /// Fields of later versions, kept as they came.
     #[serde(flatten)]
     pub unknown: serde_json::Map<String, serde_json::Value>,

@@ -9,6 +9,16 @@ pub fn interface(epoch: u64, lane: u8) -> String {
     format!("{INTERFACE_PREFIX}{side}{lane}")
 }
 
+/// Whether an interface has the name of one epoch and lane.
+pub fn is_tunnel(name: &str) -> bool {
+    let Some(rest) = name.strip_prefix(INTERFACE_PREFIX) else { return false };
+    let lane = rest.strip_prefix(['a', 'b']).and_then(|lane| lane.parse().ok());
+    lane.is_some_and(|lane: u8| lane < MAX_LANES && lane.to_string() == rest[1..])
+}
+
+/// The alias (`ip link show`) of WireGuard interfaces that Warren made, by which they are told from others'.
+pub const ALIAS: &str = "warren";
+
 /// The nftables table (family inet) of the guard.
 pub const GUARD_TABLE: &str = "warren";
 
@@ -17,11 +27,24 @@ pub const GUARD_TABLE: &str = "warren";
 pub const PODS_TABLE: u32 = 5180;
 /// The routing table that leads to the addresses of other nodes, for packets from local pods only.
 pub const NODES_TABLE: u32 = 5181;
+/// The routing table that leads to the addresses of other nodes, for what this node's own programs send
+/// (`--encrypt-host`).
+pub const HOSTS_TABLE: u32 = 5182;
 /// The priority of the rule that consults [`PODS_TABLE`]: after `local` (0), ahead of `main` (32766) and of
 /// what wg-quick and cloud agents add just below it.
 pub const PODS_RULE: u32 = 5180;
 /// The priority of the rule `from` local pods that consults [`NODES_TABLE`].
 pub const NODES_RULE: u32 = 5181;
+/// The priority of the rules that lead to the API server past [`HOSTS_TABLE`], so that a node whose tunnels are all
+/// wrong can be mended.
+pub const EXEMPT_RULE: u32 = 5182;
+/// The priority of the rule that consults [`HOSTS_TABLE`].
+pub const HOSTS_RULE: u32 = 5183;
+/// The mark of the tunnels' own packets under `--encrypt-host`: one bit that neither kube-proxy (0x4000, 0x8000) nor
+/// the common CNI plugins use.
+pub const MARK: u32 = 0x2000;
+/// The kernel's main routing table (`RT_TABLE_MAIN`, linux/rtnetlink.h).
+pub const MAIN_TABLE: u32 = 254;
 /// The `protocol` that marks routes, rules and addresses as Warren's (`rtnetlink(7)`: values above
 /// RTPROT_STATIC are the user's; 0 to 4 are the kernel's; this one is in no `rt_protos` of a distribution).
 pub const ROUTE_PROTOCOL: u8 = 157;
@@ -31,9 +54,31 @@ pub const UNREACHABLE_METRIC: u32 = 4_278_198_272;
 /// The metric of the routes through the tunnel.
 pub const TUNNEL_METRIC: u32 = 1024;
 
+/// The most lanes there are between two nodes.
+pub const MAX_LANES: u8 = 16;
+
 /// The default UDP port, WireGuard's customary one.
 pub const LISTEN_PORT: u16 = 51820;
+/// The port on which the API server of a node of the control plane listens, kubeadm's default.
+pub const API_SERVER_PORT: u16 = 6443;
 /// The default address of the daemon's HTTP server: probes, metrics, status.
 pub const HTTP: &str = "127.0.0.1:9586";
 /// The default directory of a node's keys.
 pub const STATE_DIR: &str = "/var/lib/warren";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tunnels_are_told_by_their_names() {
+        assert!(
+            [0, 1].into_iter().all(|epoch| (0..MAX_LANES).all(|lane| is_tunnel(&interface(epoch, lane))))
+        );
+        for other in
+            ["warren-", "warren-a", "warren-c0", "warren-a00", "warren-a16", "warren-a+1", "eth0", "a0"]
+        {
+            assert!(!is_tunnel(other), "{other}");
+        }
+    }
+}

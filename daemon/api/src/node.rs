@@ -42,7 +42,7 @@ pub struct Metadata {
     /// Warren's annotations: those that begin with `warren.internal/`.
     #[serde(default, deserialize_with = "ours")]
     pub annotations: BTreeMap<String, String>,
-    /// The labels that tell the role of a node.
+    /// The labels that tell the role of a node, and Warren's.
     #[serde(default, deserialize_with = "roles")]
     pub labels: BTreeMap<String, String>,
 }
@@ -51,6 +51,11 @@ impl Metadata {
     /// Whether the node may have the API server's address.
     pub fn is_control_plane(&self) -> bool {
         CONTROL_PLANE.iter().any(|label| self.labels.contains_key(*label))
+    }
+
+    /// Whether an operator left the node's own programs out of `--encrypt-host`.
+    pub fn is_host_left_out(&self) -> bool {
+        self.labels.get(annotations::ENCRYPT_HOST).is_some_and(|value| value == "false")
     }
 }
 
@@ -118,16 +123,16 @@ impl Node {
 }
 
 fn ours<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    deserializer.deserialize_any(Beginning(annotations::PREFIX))
+    deserializer.deserialize_any(Beginning(&[annotations::PREFIX]))
 }
 
 fn roles<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
-    deserializer.deserialize_any(Beginning("node-role.kubernetes.io/"))
+    deserializer.deserialize_any(Beginning(&["node-role.kubernetes.io/", annotations::PREFIX]))
 }
 
-/// Keeps the entries of a map of texts whose names begin so; the others cost no memory.
+/// Keeps the entries of a map of texts whose names begin in one of these ways; the others cost no memory.
 #[derive(Clone, Copy)]
-struct Beginning(&'static str);
+struct Beginning(&'static [&'static str]);
 
 impl<'de> Visitor<'de> for Beginning {
     type Value = BTreeMap<String, String>;
@@ -171,7 +176,7 @@ impl Visitor<'_> for Name {
     }
 
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(name.starts_with(self.0.0).then(|| name.to_owned()))
+        Ok(self.0.0.iter().any(|prefix| name.starts_with(prefix)).then(|| name.to_owned()))
     }
 }
 
@@ -183,11 +188,11 @@ mod tests {
     fn only_what_concerns_warren_is_kept() {
         let json = r#"{"metadata": {"name": "a", "uid": "u", "resourceVersion": "7", "managedFields": [{"a": 1}],
             "annotations": {"x": "1", "warren.internal/epoch": "3", "warren.internalx": "4"},
-            "labels": {"node-role.kubernetes.io/control-plane": "", "a": "b"}}}"#;
+            "labels": {"node-role.kubernetes.io/control-plane": "", "a": "b", "warren.internal/encrypt-host": "false"}}}"#;
         let Partial { metadata } = serde_json::from_str(json).unwrap();
         assert_eq!(metadata.annotations, [("warren.internal/epoch".to_owned(), "3".to_owned())].into());
-        assert_eq!((metadata.resource_version.as_str(), metadata.labels.len()), ("7", 1));
-        assert!(metadata.is_control_plane());
+        assert_eq!((metadata.resource_version.as_str(), metadata.labels.len()), ("7", 2));
+        assert!(metadata.is_control_plane() && metadata.is_host_left_out());
         let bare: Partial =
             serde_json::from_str(r#"{"metadata": {"name": "a", "annotations": null}}"#).unwrap();
         assert!(bare.metadata.annotations.is_empty() && !bare.metadata.is_control_plane());

@@ -20,8 +20,11 @@ pub struct Status {
     pub epoch: u64,
     /// What carries the tunnels.
     pub backend: Backend,
-    /// The tunnel interface.
+    /// The first tunnel's interface.
     pub interface: String,
+    /// How many lanes the node serves, each with an interface or a thread of its own.
+    #[serde(default)]
+    pub lanes: u8,
     /// The MTU of the tunnel interface, in bytes.
     pub mtu: u32,
     /// `strict` or `permissive`.
@@ -99,6 +102,9 @@ pub struct PeerStatus {
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last completed handshake; absent before the first.
     pub handshake_age: Option<f64>,
+    /// The lanes on which there is a session with it.
+    #[serde(default)]
+    pub lanes: u8,
     /// Bytes received from it, WireGuard overhead included.
     pub rx_bytes: u64,
     /// Bytes sent to it, WireGuard overhead included.

@@ -43,8 +43,14 @@ pub struct Peer {
     pub backend: Backend,
     /// Its key in this node's epoch.
     pub public_key: PublicKey,
-    /// Where it is reached.
+    /// Where its first lane is reached; lane i is at port + i.
     pub endpoint: SocketAddr,
+    /// How many lanes it serves, at least 1.
+    pub lanes: u8,
+    /// The MTU inside its tunnels, in bytes.
+    pub mtu: u32,
+    /// Whether it wants what its own programs send to this node encrypted, too.
+    pub encrypts_host: bool,
     /// Its pods.
     pub pod_cidrs: Vec<IpNet>,
     /// Its underlay addresses, as far as they are where nodes' addresses are believed to be.
@@ -282,6 +288,9 @@ impl<'a> Court<'a> {
             backend: announcement.backend,
             public_key: epoch.public_key,
             endpoint: SocketAddr::new(endpoint, epoch.port),
+            lanes: epoch.lanes,
+            mtu: announcement.mtu,
+            encrypts_host: announcement.encrypts_host && !node.host_left_out,
             pod_cidrs: announcement.pod_cidrs.iter().map(IpNet::trunc).collect(),
             // Others may be real, too, but nothing tells; nothing is routed there.
             addresses: node.addresses.iter().filter(|a| self.is_credible(a)).copied().collect(),
@@ -338,7 +347,7 @@ impl<'a> Court<'a> {
             let epochs: Vec<u64> = announcement.epochs.iter().map(|key| key.epoch).collect();
             format!("announces no key of this node's epoch {own}, only of {epochs:?}")
         })?;
-        if epoch.port == 0 || epoch.lanes == 0 {
+        if epoch.port == 0 || epoch.lanes == 0 || epoch.port.checked_add(epoch.lanes.into()).is_none() {
             return Err(format!("announces port {} with {} lanes", epoch.port, epoch.lanes));
         }
         Ok(epoch)

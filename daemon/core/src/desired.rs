@@ -5,16 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use warren_api::PublicKey;
 use warren_api::status::Enforcement;
+use warren_api::{Backend, PublicKey};
 
 /// All that should be on this node. The default is what a node without Warren has: nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Desired {
     /// The guard; absent only when Warren is taken off the node.
     pub guard: Option<Guard>,
-    /// The tunnel; absent while the own node is unknown to the registry.
-    pub tunnel: Option<Tunnel>,
+    /// The tunnels by their interfaces, one for each lane; none while the own node is unknown to the registry.
+    pub tunnels: BTreeMap<Arc<str>, Tunnel>,
     /// All routes of Warren's own tables.
     pub routes: BTreeSet<Route>,
     /// The rules that lead to those tables.
@@ -32,17 +32,21 @@ pub struct Guard {
     pub local_pods: BTreeSet<IpNet>,
     /// Underlay addresses of other nodes.
     pub remote_nodes: BTreeSet<IpNet>,
+    /// Those of them to which nothing of this node's own programs leaves in the clear either.
+    pub hosts: BTreeSet<IpNet>,
 }
 
 /// One WireGuard interface and its peers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tunnel {
-    /// The interface's name.
-    pub interface: String,
+    /// What carries it.
+    pub backend: Backend,
     /// Its MTU, in bytes.
     pub mtu: u32,
     /// Its UDP port.
     pub listen_port: u16,
+    /// The mark of the packets it sends (`SO_MARK`, socket(7)); 0 for none.
+    pub fwmark: u32,
     /// Its public key; who applies this holds the private one.
     pub public_key: PublicKey,
     /// Its addresses, each a single host: the network addresses of the own pod CIDRs.
@@ -78,12 +82,15 @@ pub struct Route {
 /// What happens to a packet that takes a route.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RouteKind {
-    /// Out through a tunnel interface, with this source if the packet has none yet.
+    /// Out through a tunnel, with this source if the packet has none yet.
     Tunnel {
-        /// The interface's name, which thousands of routes share.
-        interface: Arc<str>,
+        /// The interfaces' names, which thousands of routes share, at least one. Over several, the kernel spreads
+        /// flows by a hash of their addresses and ports.
+        interfaces: Arc<[Arc<str>]>,
         /// The preferred source.
         source: Option<IpAddr>,
+        /// The largest packet that gets through, in bytes, where that is less than the interfaces' MTU.
+        mtu: Option<u32>,
     },
     /// Refused with an ICMP error, so that senders fail at once and not by a time-out.
     Unreachable,
@@ -122,6 +129,28 @@ pub struct Rule {
     pub priority: u32,
     /// Only packets from here, where given.
     pub source: Option<IpNet>,
+    /// Only packets to here, where given.
+    pub destination: Option<IpNet>,
+    /// Only TCP segments with this port, where given.
+    pub port: Option<Port>,
+    /// Only packets without any bit of this mark, where given.
+    pub unmarked: Option<u32>,
     /// The table it consults.
     pub table: u32,
+}
+
+/// A TCP port that a rule asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Port {
+    /// Where the segment comes from.
+    Source(u16),
+    /// Where it goes.
+    Destination(u16),
+}
+
+impl Rule {
+    /// A rule for all packets of a family.
+    pub fn new(family: Family, priority: u32, table: u32) -> Self {
+        Self { family, priority, source: None, destination: None, port: None, unmarked: None, table }
+    }
 }

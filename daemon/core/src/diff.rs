@@ -4,9 +4,9 @@
 //!
 //! 1. the guard, in one transaction;
 //! 2. `unreachable` routes and the rules that lead to them: from here on, what has no tunnel drops;
-//! 3. the tunnel: process, identity, peers (a moved allowed IP goes straight to its new peer), link;
-//! 4. routes into the tunnel;
-//! 5. removals, in the reverse order: rules, routes into the tunnel, addresses, `unreachable` routes, tunnel,
+//! 3. the tunnels: process or device, identity, peers (a moved allowed IP goes straight to its new peer), link;
+//! 4. routes into the tunnels;
+//! 5. removals, in the reverse order: rules, routes into the tunnels, addresses, `unreachable` routes, tunnels,
 //!    guard.
 //!
 //! Applying all actions to what was observed yields what is desired; the difference is then empty.
@@ -15,18 +15,13 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use warren_api::PublicKey;
+use warren_api::{Backend, PublicKey};
 
-use crate::desired::{Desired, Guard, Route, RouteKind, Rule, Tunnel, TunnelPeer};
-use crate::observed::{Observed, ObservedDevice, ObservedPeer};
-
-/// After this time without a handshake a session is dead on both ends (REJECT_AFTER_TIME, WireGuard
-/// whitepaper section 6.1), and the announced endpoint is a better guess than the last seen one. Before, the
-/// peer's authenticated packets know better than the registry: that is roaming.
-const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+use crate::desired::{Desired, Guard, Port, Route, RouteKind, Rule, Tunnel, TunnelPeer};
+use crate::observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer, ObservedTunnel};
 
 /// One step towards what should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,22 +37,41 @@ pub enum Action {
     },
     /// Take the guard away.
     RemoveGuard,
-    /// Create the tunnel's interface and the device behind it.
+    /// Create a tunnel's interface and the device behind it.
     StartTunnel {
         /// The interface's name.
-        interface: String,
+        interface: Arc<str>,
+        /// What is to carry it.
+        backend: Backend,
     },
-    /// Change the WireGuard device, in one transaction.
-    ConfigureDevice(DeviceChange),
-    /// Set the interface's MTU and bring it up.
+    /// Change a WireGuard device. Peers that are not named stay as they are.
+    ConfigureDevice {
+        /// The interface's name.
+        interface: Arc<str>,
+        /// What to change.
+        change: DeviceChange,
+    },
+    /// Set an interface's MTU, make its reverse-path filter loose, and bring it up.
     SetLink {
+        /// The interface's name.
+        interface: Arc<str>,
         /// In bytes.
         mtu: u32,
     },
-    /// Give the interface an address.
-    AddAddress(IpAddr),
-    /// Take an address from the interface.
-    RemoveAddress(IpAddr),
+    /// Give an interface an address.
+    AddAddress {
+        /// The interface's name.
+        interface: Arc<str>,
+        /// The address, a single host's.
+        address: IpAddr,
+    },
+    /// Take an address from an interface.
+    RemoveAddress {
+        /// The interface's name.
+        interface: Arc<str>,
+        /// The address.
+        address: IpAddr,
+    },
     /// Add a route, in place of one with the same key.
     AddRoute(Route),
     /// Remove a route.
@@ -66,17 +80,24 @@ pub enum Action {
     AddRule(Rule),
     /// Remove a rule, once.
     RemoveRule(Rule),
-    /// End the device and remove the interface.
-    StopTunnel,
+    /// End a device and remove its interface.
+    StopTunnel {
+        /// The interface's name.
+        interface: Arc<str>,
+        /// What carries it.
+        backend: Backend,
+    },
 }
 
-/// A change of the WireGuard device. Peers that are not named stay as they are.
+/// A change of a WireGuard device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceChange {
     /// Whether to set the private key.
     pub identity: bool,
     /// The UDP port to listen on.
     pub listen_port: Option<u16>,
+    /// The mark of the packets it sends; 0 for none.
+    pub fwmark: Option<u32>,
     /// Changes of peers, to be applied in this order.
     pub peers: Vec<PeerChange>,
 }
@@ -102,10 +123,10 @@ impl Action {
     /// Whether the action takes something away that still protects or carries traffic.
     pub fn removes(&self) -> bool {
         match self {
-            Self::RemoveGuard | Self::RemoveAddress(_) | Self::RemoveRoute(_) | Self::RemoveRule(_) => true,
-            Self::StopTunnel => true,
+            Self::RemoveGuard | Self::RemoveAddress { .. } => true,
+            Self::RemoveRoute(_) | Self::RemoveRule(_) | Self::StopTunnel { .. } => true,
             Self::ReplaceGuard(_) | Self::UpdateGuard { .. } | Self::StartTunnel { .. } => false,
-            Self::ConfigureDevice(_) | Self::SetLink { .. } | Self::AddAddress(_) => false,
+            Self::ConfigureDevice { .. } | Self::SetLink { .. } | Self::AddAddress { .. } => false,
             Self::AddRoute(_) | Self::AddRule(_) => false,
         }
     }
@@ -123,7 +144,8 @@ impl Action {
 
 /// The actions that lead from `observed` to `desired`; none if that is where it is.
 pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
-    let observed = &*without_half_a_tunnel(desired, observed);
+    let (stops, observed) = without_half_tunnels(desired, observed);
+    let observed = &*observed;
     let mut actions = Vec::new();
     actions.extend(guard(desired.guard.as_ref(), observed));
 
@@ -133,8 +155,11 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions.extend(blocks.into_iter().map(Action::AddRoute));
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
     actions.extend(add.into_iter().map(Action::AddRule));
-    let changes = desired.tunnel.as_ref().map(|tunnel| self::tunnel(tunnel, observed));
-    let (farewells, changes): (Vec<_>, Vec<_>) = changes.into_iter().flatten().partition(is_farewell);
+    actions.extend(stops);
+    let none = ObservedTunnel::default();
+    let found = |interface: &Arc<str>| observed.tunnels.get(interface).unwrap_or(&none);
+    let changes = desired.tunnels.iter().flat_map(|(name, wanted)| tunnel(name, wanted, found(name)));
+    let (farewells, changes): (Vec<_>, Vec<_>) = changes.partition(is_farewell);
     actions.extend(changes);
     actions.extend(tunnels.into_iter().map(Action::AddRoute));
 
@@ -143,36 +168,60 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
         remove.into_iter().partition(|route| route.kind == RouteKind::Unreachable);
     actions.extend(tunnels.into_iter().map(Action::RemoveRoute));
     actions.extend(farewells);
-    actions.extend(superfluous_addresses(desired, observed).map(Action::RemoveAddress));
-    actions.extend(blocks.into_iter().map(Action::RemoveRoute));
-    if desired.tunnel.is_none() && (observed.link.is_some() || observed.device.is_some()) {
-        actions.push(Action::StopTunnel);
+    for (interface, wanted) in &desired.tunnels {
+        actions.extend(superfluous_addresses(interface, wanted, found(interface)));
     }
+    actions.extend(blocks.into_iter().map(Action::RemoveRoute));
+    let superfluous =
+        observed.tunnels.iter().filter(|(interface, _)| !desired.tunnels.contains_key(*interface));
+    actions.extend(superfluous.map(|(interface, found)| stop(interface, found)));
     if desired.guard.is_none() && observed.guard_table {
         actions.push(Action::RemoveGuard);
     }
     actions
 }
 
+fn stop(interface: &Arc<str>, found: &ObservedTunnel) -> Action {
+    Action::StopTunnel { interface: interface.clone(), backend: found.backend() }
+}
+
 /// Where a change does nothing but let peers go, it waits until no route leads to them: in permissive mode their
 /// packets go on in the clear, and none is lost. One that does more stays whole: keys and allowed IPs change hands.
 fn is_farewell(action: &Action) -> bool {
-    matches!(action, Action::ConfigureDevice(DeviceChange { identity: false, listen_port: None, peers })
-        if peers.iter().all(|peer| peer.remove))
+    let Action::ConfigureDevice { change, .. } = action else { return false };
+    let DeviceChange { identity, listen_port, fwmark, peers } = change;
+    !identity && listen_port.is_none() && fwmark.is_none() && peers.iter().all(|peer| peer.remove)
 }
 
-/// An interface without its device, or the reverse, is no tunnel: it is started anew, and whatever hangs on
-/// the interface goes with it.
-fn without_half_a_tunnel<'a>(desired: &Desired, observed: &'a Observed) -> Cow<'a, Observed> {
-    let whole = observed.link.is_some() && observed.device.is_some();
-    if desired.tunnel.is_none() || whole {
-        return Cow::Borrowed(observed);
+/// An interface without its device, or the reverse, is no tunnel, and one of another backend is not the one that is
+/// wanted: it is started anew, and whatever hangs on the interface goes with it.
+fn without_half_tunnels<'a>(desired: &Desired, observed: &'a Observed) -> (Vec<Action>, Cow<'a, Observed>) {
+    let mut observed = Cow::Borrowed(observed);
+    let mut actions = Vec::new();
+    for (interface, wanted) in &desired.tunnels {
+        let Some(found) = observed.tunnels.get(interface) else { continue };
+        let foreign = found.link.as_ref().is_some_and(|link| link.backend != wanted.backend);
+        if found.link.is_some() && found.device.is_some() && !foreign {
+            continue;
+        }
+        if foreign || wanted.backend == Backend::Kernel {
+            actions.push(stop(interface, found));
+        }
+        let observed = observed.to_mut();
+        observed.tunnels.remove(interface);
+        observed.routes.retain(|route| !leads_into(route, interface));
     }
-    let mut observed = observed.clone();
-    observed.link = None;
-    observed.device = None;
-    observed.routes.retain(|route| route.kind == RouteKind::Unreachable);
-    Cow::Owned(observed)
+    (actions, observed)
+}
+
+/// Whether a route is gone when an interface goes. Of one over several the rest may stay for a moment, and no
+/// harm is done where it is added again.
+fn leads_into(route: &Route, interface: &Arc<str>) -> bool {
+    match &route.kind {
+        RouteKind::Tunnel { interfaces, .. } => interfaces.contains(interface),
+        RouteKind::Foreign => true,
+        RouteKind::Unreachable => false,
+    }
 }
 
 fn guard(desired: Option<&Guard>, observed: &Observed) -> Option<Action> {
@@ -198,6 +247,7 @@ fn minus(a: &Guard, b: &Guard) -> Guard {
         remote_pods: &a.remote_pods - &b.remote_pods,
         local_pods: &a.local_pods - &b.local_pods,
         remote_nodes: &a.remote_nodes - &b.remote_nodes,
+        hosts: &a.hosts - &b.hosts,
     }
 }
 
@@ -216,28 +266,34 @@ fn rules(desired: &BTreeSet<Rule>, observed: &[Rule]) -> (Vec<Rule>, Vec<Rule>) 
     (missing.into_iter().collect(), remove)
 }
 
-fn tunnel(desired: &Tunnel, observed: &Observed) -> Vec<Action> {
+fn tunnel(interface: &Arc<str>, desired: &Tunnel, observed: &ObservedTunnel) -> Vec<Action> {
     let mut actions = Vec::new();
-    let found = observed.device.as_ref();
+    let ObservedTunnel { link, device: found } = observed;
+    let interface = || interface.clone();
     if found.is_none() {
-        actions.push(Action::StartTunnel { interface: desired.interface.clone() });
+        actions.push(Action::StartTunnel { interface: interface(), backend: desired.backend });
     }
-    let fresh = ObservedDevice::default();
-    actions.extend(device(desired, found.unwrap_or(&fresh)).map(Action::ConfigureDevice));
-    let link = observed.link.clone().unwrap_or_default();
-    if link.mtu != desired.mtu || !link.up {
-        actions.push(Action::SetLink { mtu: desired.mtu });
+    let change = match found {
+        Some(found) => device(desired, found),
+        None => device(desired, &ObservedDevice::default()),
+    };
+    actions.extend(change.map(|change| Action::ConfigureDevice { interface: interface(), change }));
+    let is_set = |link: &ObservedLink| link.mtu == desired.mtu && link.up && link.loose;
+    if !link.as_ref().is_some_and(is_set) {
+        actions.push(Action::SetLink { interface: interface(), mtu: desired.mtu });
     }
-    actions.extend((&desired.addresses - &link.addresses).into_iter().map(Action::AddAddress));
+    let addresses = link.as_ref().map(|link| &link.addresses);
+    let missing =
+        desired.addresses.iter().filter(|address| !addresses.is_some_and(|all| all.contains(*address)));
+    actions.extend(missing.map(|address| Action::AddAddress { interface: interface(), address: *address }));
     actions
 }
 
-fn superfluous_addresses(desired: &Desired, observed: &Observed) -> impl Iterator<Item = IpAddr> + use<> {
-    let kept = desired.tunnel.as_ref();
-    let link = observed.link.as_ref().filter(|_| kept.is_some());
-    let found = link.map(|link| link.addresses.clone()).unwrap_or_default();
-    let wanted = kept.map(|tunnel| tunnel.addresses.clone()).unwrap_or_default();
-    (&found - &wanted).into_iter()
+fn superfluous_addresses(interface: &Arc<str>, desired: &Tunnel, observed: &ObservedTunnel) -> Vec<Action> {
+    let found = observed.link.iter().flat_map(|link| &link.addresses);
+    let superfluous = found.filter(|address| !desired.addresses.contains(address));
+    let remove = |address: &IpAddr| Action::RemoveAddress { interface: interface.clone(), address: *address };
+    superfluous.map(remove).collect()
 }
 
 fn device(desired: &Tunnel, observed: &ObservedDevice) -> Option<DeviceChange> {
@@ -252,6 +308,7 @@ fn device(desired: &Tunnel, observed: &ObservedDevice) -> Option<DeviceChange> {
     let change = DeviceChange {
         identity: observed.public_key != Some(desired.public_key),
         listen_port: (observed.listen_port != desired.listen_port).then_some(desired.listen_port),
+        fwmark: (observed.fwmark != desired.fwmark).then_some(desired.fwmark),
         peers,
     };
     (change != DeviceChange::default()).then_some(change)
@@ -264,8 +321,9 @@ fn peer(
     none: &ObservedPeer,
 ) -> Option<PeerChange> {
     let known = found.unwrap_or(none);
-    let alive = known.since_handshake.is_some_and(|since| since < REJECT_AFTER_TIME);
-    let astray = known.endpoint != Some(wanted.endpoint) && !(alive && known.endpoint.is_some());
+    // While the session lives, the peer's authenticated packets know better than the registry where it is: that is
+    // roaming. Afterwards the announced endpoint is a better guess than the last seen one.
+    let astray = known.endpoint != Some(wanted.endpoint) && !(known.is_alive() && known.endpoint.is_some());
     let change = PeerChange {
         endpoint: astray.then_some(wanted.endpoint),
         keepalive: (known.keepalive != wanted.keepalive).then_some(wanted.keepalive),
@@ -296,25 +354,32 @@ impl fmt::Display for Action {
             Self::ReplaceGuard(guard) => write!(f, "put the guard in place ({guard})"),
             Self::UpdateGuard { add, remove } => write!(f, "update the guard (add {add}; remove {remove})"),
             Self::RemoveGuard => write!(f, "remove the guard"),
-            Self::StartTunnel { interface } => write!(f, "start the tunnel {interface}"),
-            Self::ConfigureDevice(change) => write!(f, "configure the tunnel ({change})"),
-            Self::SetLink { mtu } => write!(f, "bring the tunnel up with MTU {mtu}"),
-            Self::AddAddress(address) => write!(f, "add address {address}"),
-            Self::RemoveAddress(address) => write!(f, "remove address {address}"),
+            Self::StartTunnel { interface, backend } => write!(f, "start the {backend} tunnel {interface}"),
+            Self::ConfigureDevice { interface, change } => {
+                write!(f, "configure the tunnel {interface} ({change})")
+            }
+            Self::SetLink { interface, mtu } => write!(f, "bring {interface} up with MTU {mtu}"),
+            Self::AddAddress { interface, address } => write!(f, "add address {address} to {interface}"),
+            Self::RemoveAddress { interface, address } => {
+                write!(f, "remove address {address} from {interface}")
+            }
             Self::AddRoute(route) => write!(f, "add route {route}"),
             Self::RemoveRoute(route) => write!(f, "remove route {route}"),
             Self::AddRule(rule) => write!(f, "add rule {rule}"),
             Self::RemoveRule(rule) => write!(f, "remove rule {rule}"),
-            Self::StopTunnel => write!(f, "stop the tunnel"),
+            Self::StopTunnel { interface, backend } => write!(f, "stop the {backend} tunnel {interface}"),
         }
     }
 }
 
 impl fmt::Display for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { enforcement: _, remote_pods, local_pods, remote_nodes } = self;
-        let [pods, local, nodes] = [remote_pods, local_pods, remote_nodes].map(BTreeSet::len);
-        write!(f, "{pods} remote and {local} local pod networks, {nodes} node addresses")
+        let Self { enforcement: _, remote_pods, local_pods, remote_nodes, hosts } = self;
+        let [pods, local, nodes, hosts] = [remote_pods, local_pods, remote_nodes, hosts].map(BTreeSet::len);
+        write!(
+            f,
+            "{pods} remote and {local} local pod networks, {nodes} node addresses, {hosts} of them whole"
+        )
     }
 }
 
@@ -330,7 +395,10 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { table, destination, metric, kind } = self;
         match kind {
-            RouteKind::Tunnel { interface, .. } => write!(f, "{destination} dev {interface}")?,
+            RouteKind::Tunnel { interfaces, mtu, .. } => {
+                write!(f, "{destination} dev {}", interfaces.join(","))?;
+                mtu.iter().try_for_each(|mtu| write!(f, " mtu {mtu}"))?;
+            }
             RouteKind::Unreachable => write!(f, "unreachable {destination}")?,
             RouteKind::Foreign => write!(f, "foreign {destination}")?,
         }
@@ -340,11 +408,15 @@ impl fmt::Display for Route {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from ", self.priority)?;
-        match self.source {
-            Some(source) => write!(f, "{source}")?,
-            None => write!(f, "all")?,
+        let Self { family: _, priority, source, destination, port, unmarked, table } = self;
+        let net = |net: &Option<IpNet>| net.map_or("all".to_owned(), |net| net.to_string());
+        write!(f, "{priority} from {} to {}", net(source), net(destination))?;
+        match port {
+            Some(Port::Source(port)) => write!(f, " tcp sport {port}")?,
+            Some(Port::Destination(port)) => write!(f, " tcp dport {port}")?,
+            None => {}
         }
-        write!(f, " lookup {}", self.table)
+        unmarked.iter().try_for_each(|mark| write!(f, " not fwmark {mark:#x}"))?;
+        write!(f, " lookup {table}")
     }
 }

@@ -21,8 +21,8 @@ pub mod observed;
 pub mod plan;
 pub mod snapshot;
 
-pub use desired::{Desired, Family, Guard, Route, RouteKind, Rule, Tunnel, TunnelPeer};
+pub use desired::{Desired, Family, Guard, Port, Route, RouteKind, Rule, Tunnel, TunnelPeer};
 pub use diff::{Action, DeviceChange, PeerChange, diff};
-pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer};
-pub use plan::{PeerInfo, Plan, Withdrawal, plan};
+pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer, ObservedTunnel};
+pub use plan::{PeerInfo, Plan, Standing, Withdrawal, plan};
 pub use snapshot::{LocalAddress, NodeRecord, Own, Record, Settings, Snapshot};

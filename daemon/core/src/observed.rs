@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use warren_api::PublicKey;
+use warren_api::{Backend, PublicKey};
 
 use crate::{Guard, Route, Rule, Tunnel};
 
@@ -16,23 +17,41 @@ pub struct Observed {
     pub guard: Option<Guard>,
     /// Whether a guard's table exists at all, intact or not.
     pub guard_table: bool,
-    /// The tunnel's interface.
-    pub link: Option<ObservedLink>,
-    /// The WireGuard device behind it.
-    pub device: Option<ObservedDevice>,
+    /// Everything that may be a tunnel, by the name of its interface.
+    pub tunnels: BTreeMap<Arc<str>, ObservedTunnel>,
     /// All routes in Warren's tables, as far as Warren could have made them.
     pub routes: BTreeSet<Route>,
     /// All rules that lead to Warren's tables; a rule may stand twice.
     pub rules: Vec<Rule>,
 }
 
-/// A network interface.
+/// A tunnel, or what is left of one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedTunnel {
+    /// The interface.
+    pub link: Option<ObservedLink>,
+    /// The WireGuard device behind it.
+    pub device: Option<ObservedDevice>,
+}
+
+impl ObservedTunnel {
+    /// What carries it. An interface that is gone left a process behind.
+    pub fn backend(&self) -> Backend {
+        self.link.as_ref().map_or(Backend::Userspace, |link| link.backend)
+    }
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObservedLink {
+    /// What made it.
+    pub backend: Backend,
     /// Its MTU, in bytes.
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
+    /// Whether the reverse-path filter lets packets in whose replies leave by another interface.
+    pub loose: bool,
     /// Its addresses, without link-local ones.
     pub addresses: BTreeSet<IpAddr>,
 }
@@ -44,6 +63,8 @@ pub struct ObservedDevice {
     pub public_key: Option<PublicKey>,
     /// Its UDP port.
     pub listen_port: u16,
+    /// The mark of the packets it sends; 0 for none.
+    pub fwmark: u32,
     /// Its peers.
     pub peers: BTreeMap<PublicKey, ObservedPeer>,
 }
@@ -65,6 +86,17 @@ pub struct ObservedPeer {
     pub tx_bytes: u64,
 }
 
+impl ObservedPeer {
+    /// After this time without a handshake a session is dead on both ends (REJECT_AFTER_TIME, WireGuard
+    /// whitepaper section 6.1).
+    pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
+
+    /// Whether packets may still be exchanged with it without a new handshake.
+    pub fn is_alive(&self) -> bool {
+        self.since_handshake.is_some_and(|since| since < Self::REJECT_AFTER_TIME)
+    }
+}
+
 impl From<&Tunnel> for ObservedDevice {
     /// The device as it should be: what to go by while a tunnel that is there cannot be asked, so that all
     /// the rest is still kept in order.
@@ -78,6 +110,11 @@ impl From<&Tunnel> for ObservedDevice {
             };
             (*key, observed)
         });
-        Self { public_key: Some(tunnel.public_key), listen_port: tunnel.listen_port, peers: peers.collect() }
+        Self {
+            public_key: Some(tunnel.public_key),
+            listen_port: tunnel.listen_port,
+            fwmark: tunnel.fwmark,
+            peers: peers.collect(),
+        }
     }
 }

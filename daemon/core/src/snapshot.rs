@@ -1,5 +1,6 @@
 //! What the registry and the command line say, at one moment.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ pub struct Snapshot {
     pub records: Vec<Record>,
     /// What the operator set.
     pub settings: Settings,
+    /// The largest packet that gets from here to an address of the underlay, in bytes, where that is known to be
+    /// less than the link's MTU.
+    pub paths: BTreeMap<IpAddr, u32>,
 }
 
 /// What this daemon knows of its own node without the registry.
@@ -32,6 +36,8 @@ pub struct Own {
     pub port: u16,
     /// What carries the tunnels.
     pub backend: Backend,
+    /// How many lanes to serve, at least 1.
+    pub lanes: u8,
     /// Every address on an interface that is not Warren's.
     pub local_addresses: Vec<LocalAddress>,
 }
@@ -66,6 +72,10 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// Where the API server is: no pod has such an address, and a node only if it is of the control plane.
     pub api_servers: Vec<IpAddr>,
+    /// The API server's port, beside its address what is exempt from `encrypt_host`.
+    pub api_server_port: u16,
+    /// Encrypt what nodes' own programs send each other, too.
+    pub encrypt_host: bool,
     /// Leave the mesh: send nothing through tunnels, announce nothing, and go once nobody else announces.
     pub withdraw: bool,
 }
@@ -122,6 +132,8 @@ pub struct NodeRecord {
     pub quarantine: Option<String>,
     /// Whether the registry has it as a node of the control plane.
     pub control_plane: bool,
+    /// Whether an operator left its own programs out of `--encrypt-host`.
+    pub host_left_out: bool,
 }
 
 impl From<&Node> for NodeRecord {
@@ -152,6 +164,7 @@ impl From<&Node> for NodeRecord {
             malformed,
             quarantine: node.metadata.annotations.get(annotations::QUARANTINE).cloned(),
             control_plane: node.metadata.is_control_plane(),
+            host_left_out: node.metadata.is_host_left_out(),
         }
     }
 }

@@ -18,7 +18,7 @@ fn a_sound_mesh_is_believed() {
     assert_eq!(plan.quarantined, []);
     assert_eq!(plan.problems, Vec::<String>::new());
     assert_eq!(peers(&plan), ["node-2", "node-3"]);
-    let tunnel = plan.desired.tunnel.unwrap();
+    let tunnel = &plan.desired.tunnels["warren-a0"];
     assert_eq!(tunnel.mtu, 1440);
     let peer = &tunnel.peers[&key(2)];
     assert_eq!(peer.endpoint.to_string(), "192.0.2.2:51820");
@@ -168,14 +168,15 @@ fn overlapping_pod_cidrs_quarantine_both() {
     assert!(blocks(&plan, "10.244.2.0/23"));
 }
 
-fn standing(remote_pods: &[&str], local_pods: &[&str], remote_nodes: &[&str]) -> Guard {
+fn standing(remote_pods: &[&str], local_pods: &[&str], remote_nodes: &[&str]) -> Standing {
     let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
-    Guard {
+    let guard = Guard {
         remote_pods: nets(remote_pods),
         local_pods: nets(local_pods),
         remote_nodes: nets(remote_nodes),
         ..Guard::default()
-    }
+    };
+    Standing { guard, ..Standing::default() }
 }
 
 #[test]
@@ -263,7 +264,7 @@ fn an_address_this_node_cannot_judge_is_no_reason_against_its_node() {
     }
     let endpoints = ["203.0.113.2", "fd77::2", "192.0.2.2"].map(|a| a.parse().unwrap()).to_vec();
     let plan = planned(&mk_snapshot(&[announced(node, &Announcement { endpoints, ..mk_announcement(2) })]));
-    let tunnel = plan.desired.tunnel.as_ref().unwrap();
+    let tunnel = &plan.desired.tunnels["warren-a0"];
     let peer = &tunnel.peers[&key(2)];
     assert_eq!(peer.endpoint.to_string(), "192.0.2.2:51820");
     let allowed: Vec<String> = peer.allowed_ips.iter().map(IpNet::to_string).collect();
@@ -319,7 +320,7 @@ fn without_its_own_node_nothing_is_removed() {
     let mut snapshot = mk_snapshot(&[announced(mk_node(2), &mk_announcement(2))]);
     snapshot.records.retain(|record| !matches!(record, Record::Node(node) if node.name == "node-1"));
     let plan = plan(&snapshot, &standing(&["10.244.9.0/24"], &["10.244.1.0/24"], &["192.0.2.9/32"]));
-    assert!(plan.hold && plan.desired.tunnel.is_none() && plan.announcement.is_none());
+    assert!(plan.hold && plan.desired.tunnels.is_empty() && plan.announcement.is_none());
     let guard = plan.desired.guard.as_ref().unwrap();
     assert_eq!(guard.local_pods, ["10.244.1.0/24".parse().unwrap()].into());
     assert!(guard.remote_nodes.contains(&"192.0.2.9/32".parse().unwrap()) && blocks(&plan, "10.244.9.0/24"));
@@ -383,7 +384,7 @@ proptest! {
     ) {
         let snapshot = mk_snapshot(&others);
         let plan = planned(&snapshot);
-        let Some(tunnel) = &plan.desired.tunnel else {
+        let Some(tunnel) = plan.desired.tunnels.get("warren-a0") else {
             prop_assert!(plan.hold);
             return Ok(());
         };

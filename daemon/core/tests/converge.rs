@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
-use warren_api::PublicKey;
 use warren_api::status::Enforcement;
+use warren_api::{Backend, PublicKey};
 use warren_core::*;
 
 /// A model of what `warrend`'s adapters do to a node.
@@ -29,6 +30,7 @@ impl Model {
                     (&mut guard.remote_pods, &add.remote_pods, &remove.remote_pods),
                     (&mut guard.local_pods, &add.local_pods, &remove.local_pods),
                     (&mut guard.remote_nodes, &add.remote_nodes, &remove.remote_nodes),
+                    (&mut guard.hosts, &add.hosts, &remove.hosts),
                 ] {
                     *set = &(&*set - remove) | add;
                 }
@@ -37,28 +39,37 @@ impl Model {
                 now.guard = None;
                 now.guard_table = false;
             }
-            Action::StartTunnel { .. } => {
-                now.link = Some(ObservedLink { mtu: 1420, ..Default::default() });
-                now.routes.retain(|route| route.kind == RouteKind::Unreachable);
-                now.device = Some(ObservedDevice::default());
+            Action::StartTunnel { interface, backend } => {
+                let before = now.tunnels.get(&interface);
+                assert!(
+                    before.is_none_or(|tunnel| tunnel.link.is_none() || tunnel.device.is_none()),
+                    "it is there"
+                );
+                assert!(before.is_none_or(|tunnel| tunnel.backend() == backend), "another one is in the way");
+                now.routes.retain(|route| !leads_into(route, &interface));
+                let tunnel =
+                    ObservedTunnel { link: Some(mk_link(backend)), device: Some(ObservedDevice::default()) };
+                now.tunnels.insert(interface, tunnel);
             }
-            Action::ConfigureDevice(change) => self.configure(change, desired),
-            Action::SetLink { mtu } => {
-                let link = now.link.as_mut().expect("only a link that exists is set up");
-                link.mtu = mtu;
-                link.up = true;
+            Action::ConfigureDevice { interface, change } => self.configure(&interface, change, desired),
+            Action::SetLink { interface, mtu } => {
+                let link = self.link(&interface);
+                *link = ObservedLink { mtu, up: true, loose: true, ..link.clone() };
             }
-            Action::AddAddress(address) => {
-                assert!(now.link.as_mut().expect("a link for the address").addresses.insert(address));
+            Action::AddAddress { interface, address } => {
+                assert!(self.link(&interface).addresses.insert(address));
             }
-            Action::RemoveAddress(address) => {
-                assert!(now.link.as_mut().expect("a link with the address").addresses.remove(&address));
+            Action::RemoveAddress { interface, address } => {
+                assert!(self.link(&interface).addresses.remove(&address));
             }
             Action::AddRoute(route) => {
-                assert!(
-                    !matches!(route.kind, RouteKind::Tunnel { .. })
-                        || now.link.as_ref().is_some_and(|link| link.up)
-                );
+                if let RouteKind::Tunnel { interfaces, .. } = &route.kind {
+                    assert!(
+                        interfaces.iter().all(|interface| self.link(interface).up),
+                        "{route}: a link is down"
+                    );
+                }
+                let now = &mut self.0;
                 now.routes.retain(|other| other.key() != route.key());
                 now.routes.insert(route);
             }
@@ -68,19 +79,26 @@ impl Model {
                 let at = now.rules.iter().position(|other| *other == rule);
                 now.rules.remove(at.expect("only a rule that stands is removed"));
             }
-            Action::StopTunnel => {
-                now.link = None;
-                now.device = None;
-                now.routes.retain(|route| route.kind == RouteKind::Unreachable);
+            Action::StopTunnel { interface, backend } => {
+                let stopped = now.tunnels.remove(&interface).expect("only a tunnel that is there is stopped");
+                assert_eq!(stopped.backend(), backend);
+                now.routes.retain(|route| !leads_into(route, &interface));
             }
         }
     }
 
-    fn configure(&mut self, change: DeviceChange, desired: &Desired) {
-        let device = self.0.device.as_mut().expect("only a device that runs is configured");
+    fn link(&mut self, interface: &str) -> &mut ObservedLink {
+        let tunnel = self.0.tunnels.get_mut(interface).expect("only a tunnel that is there is set up");
+        tunnel.link.as_mut().expect("only a link that exists is set up")
+    }
+
+    fn configure(&mut self, interface: &str, change: DeviceChange, desired: &Desired) {
+        let tunnel = self.0.tunnels.get_mut(interface).expect("only a tunnel that is there is configured");
+        let device = tunnel.device.as_mut().expect("only a device that runs is configured");
         if change.identity {
-            device.public_key = desired.tunnel.as_ref().map(|tunnel| tunnel.public_key);
+            device.public_key = Some(desired.tunnels[interface].public_key);
         }
+        device.fwmark = change.fwmark.unwrap_or(device.fwmark);
         device.listen_port = change.listen_port.unwrap_or(device.listen_port);
         for change in change.peers {
             if change.remove {
@@ -114,6 +132,17 @@ impl Model {
     }
 }
 
+fn leads_into(route: &Route, interface: &Arc<str>) -> bool {
+    match &route.kind {
+        RouteKind::Tunnel { interfaces, .. } => interfaces.contains(interface),
+        RouteKind::Unreachable | RouteKind::Foreign => false,
+    }
+}
+
+fn mk_link(backend: Backend) -> ObservedLink {
+    ObservedLink { backend, mtu: 1420, up: false, loose: false, addresses: BTreeSet::new() }
+}
+
 fn catches(route: &Route, net: &IpNet) -> bool {
     route.kind == RouteKind::Unreachable && route.destination.contains(net)
 }
@@ -131,31 +160,41 @@ prop_compose! {
         strict in any::<bool>(),
         pods in prop::collection::btree_set((0u8..6).prop_map(net), 0..5),
         nodes in prop::collection::btree_set((6u8..9).prop_map(net), 0..3),
+        hosts in prop::collection::btree_set((6u8..9).prop_map(net), 0..2),
     ) -> Guard {
         let enforcement = if strict { Enforcement::Strict } else { Enforcement::Permissive };
-        Guard { enforcement, remote_pods: pods, local_pods: [net(9)].into(), remote_nodes: nodes }
+        Guard { enforcement, remote_pods: pods, local_pods: [net(9)].into(), remote_nodes: nodes, hosts }
     }
 }
 
-fn any_route(interface: &'static str) -> impl Strategy<Value = Route> {
-    (0u8..6, any::<bool>(), 0u8..2).prop_map(move |(n, blocking, source)| Route {
-        table: 5180,
-        destination: net(n),
-        metric: if blocking { 9999 } else { 1024 },
-        kind: if blocking {
-            RouteKind::Unreachable
-        } else {
-            RouteKind::Tunnel { interface: interface.into(), source: Some([10, 0, 0, source].into()) }
+/// Up to three lanes, each of some backend.
+const LANES: [&str; 3] = ["warren-a0", "warren-a1", "warren-a2"];
+
+fn any_route() -> impl Strategy<Value = Route> {
+    let lanes = prop::sample::subsequence(&LANES[..], 1..=3);
+    (0u8..6, any::<bool>(), 0u8..2, lanes, prop::option::of(1300u32..1302)).prop_map(
+        |(n, blocking, source, lanes, mtu)| Route {
+            table: 5180,
+            destination: net(n),
+            metric: if blocking { 9999 } else { 1024 },
+            kind: if blocking {
+                RouteKind::Unreachable
+            } else {
+                let interfaces = lanes.into_iter().map(Arc::from).collect();
+                RouteKind::Tunnel { interfaces, source: Some([10, 0, 0, source].into()), mtu }
+            },
         },
-    })
+    )
+}
+
+fn any_backend() -> impl Strategy<Value = Backend> {
+    prop::sample::select(&[Backend::Kernel, Backend::Userspace][..])
 }
 
 fn any_rule() -> impl Strategy<Value = Rule> {
     (0u8..3).prop_map(|n| Rule {
-        family: Family::V4,
-        priority: 5180 + u32::from(n),
         source: (n > 0).then(|| net(n)),
-        table: 5180 + u32::from(n > 0),
+        ..Rule::new(Family::V4, 5180 + u32::from(n), 5180 + u32::from(n > 0))
     })
 }
 
@@ -183,30 +222,29 @@ fn any_peers() -> impl Strategy<Value = Vec<(PublicKey, BTreeSet<IpNet>, u8)>> {
 
 prop_compose! {
     fn any_tunnel()(
-        mtu in 1280u32..1283, port in 1u16..3, own in 20u8..22,
+        backend in any_backend(), mtu in 1280u32..1283, port in 1u16..3, own in 20u8..22, fwmark in 0u32..2,
         addresses in any_addresses(), peers in any_peers()
     ) -> Tunnel {
         let peers = peers.into_iter().map(|(key, allowed_ips, port)| {
             let endpoint = (IpAddr::from([192, 0, 2, 1]), u16::from(port)).into();
             (key, TunnelPeer { endpoint, allowed_ips, keepalive: 25 })
         });
-        Tunnel {
-            interface: "warren-a0".into(), mtu, listen_port: port, public_key: key(own), addresses,
-            peers: peers.collect(),
-        }
+        Tunnel { backend, mtu, listen_port: port, fwmark, public_key: key(own), addresses, peers: peers.collect() }
     }
 }
 
 prop_compose! {
     fn any_desired()(
-        guard in prop::option::weighted(0.9, any_guard()), tunnel in prop::option::weighted(0.8, any_tunnel()),
-        routes in prop::collection::btree_set(any_route("warren-a0"), 0..8),
+        guard in prop::option::weighted(0.9, any_guard()),
+        tunnels in prop::collection::vec(any_tunnel(), 0..=3),
+        routes in prop::collection::btree_set(any_route(), 0..8),
         rules in prop::collection::btree_set(any_rule(), 0..4),
     ) -> Desired {
-        let mut desired = Desired { guard, tunnel, routes: BTreeSet::new(), rules };
+        let tunnels = LANES.into_iter().map(Arc::from).zip(tunnels).collect();
+        let mut desired = Desired { guard, tunnels, routes: BTreeSet::new(), rules };
         for route in routes {
-            let possible = desired.tunnel.is_some() || route.kind == RouteKind::Unreachable;
-            if possible && desired.routes.iter().all(|other| other.key() != route.key()) {
+            let there = |interface: &Arc<str>| desired.tunnels.contains_key(interface);
+            if is_possible(&route, there) && desired.routes.iter().all(|other| other.key() != route.key()) {
                 desired.routes.insert(route);
             }
         }
@@ -214,18 +252,24 @@ prop_compose! {
     }
 }
 
+/// Whether the kernel would take a route, where interfaces are there or not.
+fn is_possible(route: &Route, there: impl Fn(&Arc<str>) -> bool) -> bool {
+    match &route.kind {
+        RouteKind::Tunnel { interfaces, .. } => interfaces.iter().all(there),
+        RouteKind::Unreachable | RouteKind::Foreign => true,
+    }
+}
+
 prop_compose! {
-    fn any_observed()(
-        guard in prop::option::of(any_guard()), broken in any::<bool>(),
-        link in prop::option::of((1280u32..1283, any::<bool>(), any_addresses())),
+    fn any_observed_tunnel()(
+        link in prop::option::of((any_backend(), 1280u32..1283, any::<bool>(), any::<bool>(), any_addresses())),
         device in prop::option::of((20u8..22, 1u16..3, any_peers(), any::<bool>(), prop::option::of(0u64..400))),
-        routes in prop::collection::btree_set(any_route("warren-a0"), 0..8),
-        rules in prop::collection::vec(any_rule(), 0..6),
-    ) -> Observed {
-        let link = link.map(|(mtu, up, addresses)| ObservedLink { mtu, up, addresses });
+    ) -> ObservedTunnel {
+        let link = link.map(|(backend, mtu, up, loose, addresses)| ObservedLink { backend, mtu, up, loose, addresses });
         let device = device.map(|(own, listen_port, peers, endpoint, since)| ObservedDevice {
             public_key: Some(key(own)),
             listen_port,
+            fwmark: 0,
             peers: peers.into_iter().map(|(key, allowed_ips, port)| (key, ObservedPeer {
                 endpoint: endpoint.then(|| (IpAddr::from([192, 0, 2, 1]), u16::from(port)).into()),
                 allowed_ips,
@@ -233,13 +277,28 @@ prop_compose! {
                 ..Default::default()
             })).collect(),
         });
-        let up = link.as_ref().is_some_and(|link| link.up);
+        ObservedTunnel { link, device }
+    }
+}
+
+prop_compose! {
+    fn any_observed()(
+        guard in prop::option::of(any_guard()), broken in any::<bool>(),
+        tunnels in prop::collection::vec(any_observed_tunnel(), 0..=3),
+        routes in prop::collection::btree_set(any_route(), 0..8),
+        rules in prop::collection::vec(any_rule(), 0..6),
+    ) -> Observed {
+        let tunnels = LANES.into_iter().map(Arc::from).zip(tunnels);
+        let tunnels = tunnels.filter(|(_, tunnel)| tunnel.link.is_some() || tunnel.device.is_some()).collect();
         let mut observed = Observed {
-            guard_table: guard.is_some() || broken, guard, link, device, routes: BTreeSet::new(), rules,
+            guard_table: guard.is_some() || broken, guard, tunnels, routes: BTreeSet::new(), rules,
         };
         for route in routes {
-            let possible = up || route.kind == RouteKind::Unreachable;
-            if possible && observed.routes.iter().all(|other| other.key() != route.key()) {
+            let up = |interface: &Arc<str>| {
+                let link = observed.tunnels.get(interface).and_then(|tunnel| tunnel.link.as_ref());
+                link.is_some_and(|link| link.up)
+            };
+            if is_possible(&route, up) && observed.routes.iter().all(|other| other.key() != route.key()) {
                 observed.routes.insert(route);
             }
         }
@@ -263,8 +322,12 @@ proptest! {
         let rules: BTreeSet<Rule> = model.0.rules.iter().cloned().collect();
         prop_assert_eq!(rules.len(), model.0.rules.len(), "a rule stands twice");
         prop_assert_eq!(&rules, &desired.rules);
-        prop_assert_eq!(model.0.link.is_some(), desired.tunnel.is_some());
-        if let (Some(tunnel), Some(device)) = (&desired.tunnel, &model.0.device) {
+        let names = |tunnels: Vec<&Arc<str>>| format!("{tunnels:?}");
+        prop_assert_eq!(names(model.0.tunnels.keys().collect()), names(desired.tunnels.keys().collect()));
+        for (interface, tunnel) in &desired.tunnels {
+            let found = &model.0.tunnels[interface];
+            prop_assert_eq!(found.backend(), tunnel.backend);
+            let device = found.device.as_ref().unwrap();
             let allowed = |peers: Vec<(&PublicKey, &BTreeSet<IpNet>)>| format!("{peers:?}");
             prop_assert_eq!(
                 allowed(device.peers.iter().map(|(key, peer)| (key, &peer.allowed_ips)).collect()),
@@ -299,12 +362,13 @@ proptest! {
         for action in diff(&desired, &model.0) {
             model.apply(&action, &desired);
         }
-        let Some(tunnel) = &desired.tunnel else { return Ok(()) };
+        let Some((name, tunnel)) = desired.tunnels.iter().next() else { return Ok(()) };
         let Some((changed, _)) = tunnel.peers.iter().next() else { return Ok(()) };
         let mut next = desired.clone();
-        next.tunnel.as_mut().unwrap().peers.get_mut(changed).unwrap().keepalive = 11;
+        next.tunnels.get_mut(name).unwrap().peers.get_mut(changed).unwrap().keepalive = 11;
         let actions = diff(&next, &model.0);
-        let [Action::ConfigureDevice(change)] = &actions[..] else { panic!("{actions:?}") };
+        let [Action::ConfigureDevice { interface, change }] = &actions[..] else { panic!("{actions:?}") };
+        prop_assert_eq!(interface, name);
         prop_assert_eq!(&change.peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>(), &[*changed]);
     }
 }
@@ -313,9 +377,10 @@ proptest! {
 fn a_peer_that_roamed_is_left_where_it_is_until_its_session_is_dead() {
     let at = |last: u8| Some((IpAddr::from([192, 0, 2, last]), 51820).into());
     let tunnel = |endpoint: Option<std::net::SocketAddr>| Tunnel {
-        interface: "warren-a0".into(),
+        backend: Backend::Kernel,
         mtu: 1420,
         listen_port: 1,
+        fwmark: 0,
         public_key: key(20),
         addresses: BTreeSet::new(),
         peers: [(
@@ -324,7 +389,7 @@ fn a_peer_that_roamed_is_left_where_it_is_until_its_session_is_dead() {
         )]
         .into(),
     };
-    let desired = Desired { tunnel: Some(tunnel(at(1))), ..Default::default() };
+    let desired = Desired { tunnels: [("warren-a0".into(), tunnel(at(1)))].into(), ..Default::default() };
     let cases = [
         (at(2), Some(10), false, "its packets come from there"),
         (at(2), Some(181), true, "its session is dead"),
@@ -335,15 +400,15 @@ fn a_peer_that_roamed_is_left_where_it_is_until_its_session_is_dead() {
     for (endpoint, since, set, why) in cases {
         let peer =
             ObservedPeer { endpoint, since_handshake: since.map(Duration::from_secs), ..Default::default() };
-        let observed = Observed {
-            link: Some(ObservedLink { mtu: 1420, up: true, ..Default::default() }),
-            device: Some(ObservedDevice {
-                public_key: Some(key(20)),
-                listen_port: 1,
-                peers: [(key(1), peer)].into(),
-            }),
-            ..Default::default()
+        let device = ObservedDevice {
+            public_key: Some(key(20)),
+            listen_port: 1,
+            fwmark: 0,
+            peers: [(key(1), peer)].into(),
         };
+        let link = ObservedLink { up: true, loose: true, ..mk_link(Backend::Kernel) };
+        let tunnel = ObservedTunnel { link: Some(link), device: Some(device) };
+        let observed = Observed { tunnels: [("warren-a0".into(), tunnel)].into(), ..Default::default() };
         assert_eq!(!diff(&desired, &observed).is_empty(), set, "{why}");
     }
 }

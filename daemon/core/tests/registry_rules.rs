@@ -107,7 +107,7 @@ fn no_pod_cidr_cuts_a_node_off_its_control_plane() {
     snapshot.settings.api_servers = vec!["10.96.0.1".parse().unwrap()];
     let retained = Guard { remote_pods: ["192.0.2.3/32".parse().unwrap()].into(), ..Guard::default() };
     for standing in [Guard::default(), retained] {
-        let plan = plan(&snapshot, &standing);
+        let plan = plan(&snapshot, &Standing { guard: standing, ..Standing::default() });
         assert_eq!(peers(&plan), ["node-3"], "{:?}", plan.quarantined);
         let server: IpAddr = "192.0.2.3".parse().unwrap();
         let cut_off = |route: &Route| route.table == names::PODS_TABLE && route.destination.contains(&server);
@@ -146,7 +146,7 @@ fn who_withdraws_receives_until_nobody_else_announces() {
     let other = announced(mk_node(2), &mk_announcement(2));
     let plan = leaving(std::slice::from_ref(&other), Enforcement::Permissive);
     assert_eq!((plan.withdrawal, plan.announcement), (Withdrawal::Leaving, None));
-    assert_eq!(plan.desired.tunnel.unwrap().peers.len(), 1, "what others still send arrives");
+    assert_eq!(plan.desired.tunnels["warren-a0"].peers.len(), 1, "what others still send arrives");
     assert!(plan.desired.routes.is_empty(), "nothing is sent through the tunnel: {:?}", plan.desired.routes);
 
     let refuted = announced(mk_node(2), &Announcement { uid: "another".into(), ..mk_announcement(2) });

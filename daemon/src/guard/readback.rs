@@ -64,6 +64,7 @@ pub fn found(listing: &Listing) -> Found {
         remote_pods: net("remote_pods"),
         local_pods: net("local_pods"),
         remote_nodes: net("remote_nodes"),
+        hosts: net("hosts"),
     };
     let rules = Guard { local_pods: sets.local_pods.clone(), ..Guard::default() };
     let sealed = |enforcement: &Enforcement| {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
-use warren_api::names::{GUARD_TABLE, INTERFACE_PREFIX};
+use warren_api::names::{GUARD_TABLE, INTERFACE_PREFIX, MARK};
 use warren_api::status::{Enforcement, GuardCounters};
 use warren_core::Guard;
 
@@ -33,6 +33,8 @@ struct Words {
     /// Where the quoted destination begins, in bits from the ICMP header: 8 bytes of ICMP, then that of the
     /// quoted IP header (RFC 792, RFC 4443 section 3).
     quoted_destination: u16,
+    /// The packets by which neighbours on a link find each other, where these are packets (RFC 4861).
+    neighbours: Option<&'static str>,
 }
 
 const FAMILIES: [Words; 2] = [
@@ -41,12 +43,14 @@ const FAMILIES: [Words; 2] = [
         n: 4,
         errors: "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
         quoted_destination: (8 + 16) * 8,
+        neighbours: None,
     },
     Words {
         ip: "ip6",
         n: 6,
         errors: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
         quoted_destination: (8 + 24) * 8,
+        neighbours: Some("icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert }"),
     },
 ];
 
@@ -65,7 +69,7 @@ fn chains(guard: &Guard) -> [Chain; 3] {
     };
     let mut inbound = vec![format!("iifname \"{INTERFACE_PREFIX}*\" accept")];
     let mut outbound = vec![format!("oifname \"{INTERFACE_PREFIX}*\" accept")];
-    for Words { ip, n, errors, quoted_destination } in FAMILIES {
+    for Words { ip, n, errors, quoted_destination, neighbours } in FAMILIES {
         let mut rule_in = |rule: String| inbound.push(rule + verdict);
         rule_in(format!("{ip} saddr @remote_pods{n} counter name in_pod"));
         rule_in(format!("{ip} saddr @local_pods{n} fib saddr . iif oif missing counter name in_pod"));
@@ -80,6 +84,9 @@ fn chains(guard: &Guard) -> [Chain; 3] {
                  counter name out_node"
             ));
         }
+        outbound.extend(neighbours.map(|neighbours| format!("{ip} daddr @hosts{n} {neighbours} accept")));
+        outbound
+            .push(format!("{ip} daddr @hosts{n} meta mark & {MARK:#x} == 0 counter name out_node{verdict}"));
     }
     let mss = vec![format!(
         "oifname \"{INTERFACE_PREFIX}*\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
@@ -128,14 +135,22 @@ pub fn fingerprint(bytes: &[u8]) -> u64 {
 }
 
 /// The names of the sets.
-pub const SETS: [&str; 6] =
-    ["remote_pods4", "remote_pods6", "local_pods4", "local_pods6", "remote_nodes4", "remote_nodes6"];
+pub const SETS: [&str; 8] = [
+    "remote_pods4",
+    "remote_pods6",
+    "local_pods4",
+    "local_pods6",
+    "remote_nodes4",
+    "remote_nodes6",
+    "hosts4",
+    "hosts6",
+];
 
-/// The sets and what is in them: networks of all three kinds, told apart by address family.
-pub fn sets(guard: &Guard) -> [(&'static str, Vec<IpNet>); 6] {
-    let Guard { enforcement: _, remote_pods, local_pods, remote_nodes } = guard;
-    let kinds = [(remote_pods, 4), (remote_pods, 6), (local_pods, 4), (local_pods, 6)];
-    let mut kinds = kinds.into_iter().chain([(remote_nodes, 4), (remote_nodes, 6)]);
+/// The sets and what is in them: networks of all kinds, told apart by address family.
+pub fn sets(guard: &Guard) -> [(&'static str, Vec<IpNet>); 8] {
+    let Guard { enforcement: _, remote_pods, local_pods, remote_nodes, hosts } = guard;
+    let mut kinds =
+        [remote_pods, local_pods, remote_nodes, hosts].into_iter().flat_map(|nets| [(nets, 4), (nets, 6)]);
     SETS.map(|name| {
         let of = kinds.next().map(|(nets, n)| nets.iter().filter(|net| is_of(net, n)).copied().collect());
         (name, of.unwrap_or_default())

@@ -1,14 +1,15 @@
 //! Links, addresses, routes and rules of this node, over rtnetlink: read back, and applied. No policy.
 
+mod links;
 mod routes;
 mod rules;
 pub mod watch;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::slice;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, TryStreamExt as _};
 use ipnet::IpNet;
@@ -17,7 +18,7 @@ use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, Addres
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use rtnetlink::{Handle, IpVersion, LinkUnspec};
+use rtnetlink::{Handle, IpVersion};
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, ObservedLink, Route, RouteKind, Rule};
 
@@ -38,8 +39,10 @@ pub struct Kernel {
 /// What the kernel holds that matters to Warren.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// The tunnel's interface.
-    pub link: Option<ObservedLink>,
+    /// The tunnels' interfaces.
+    pub links: BTreeMap<Arc<str>, ObservedLink>,
+    /// Interfaces that have the name of a tunnel's and are not Warren's.
+    pub foreign: BTreeSet<Arc<str>>,
     /// All routes in Warren's tables.
     pub routes: BTreeSet<Route>,
     /// All rules that lead there.
@@ -72,7 +75,7 @@ pub enum KernelError {
         /// What to do about it.
         hint: &'static str,
     },
-    /// The tunnel's interface is not there.
+    /// A tunnel's interface is not there.
     #[error("there is no interface {0}")]
     NoInterface(String),
 }
@@ -86,8 +89,8 @@ impl Kernel {
         Ok(Self { handle, socket: Mutex::new(socket) })
     }
 
-    /// Reads back all that matters, with `interface` as the tunnel's.
-    pub async fn view(&self, interface: &str) -> Result<View, KernelError> {
+    /// Reads back all that matters.
+    pub async fn view(&self) -> Result<View, KernelError> {
         let links: Vec<LinkMessage> = collect("links", self.handle.link().get().execute()).await?;
         let addresses: Vec<AddressMessage> =
             collect("addresses", self.handle.address().get().execute()).await?;
@@ -96,12 +99,15 @@ impl Kernel {
             let Some(name) = name_of(link) else { continue };
             let on_link = addresses.iter().filter(|address| address.header.index == link.header.index);
             let nets = on_link.filter_map(address_of);
-            if name == interface {
+            if names::is_tunnel(name) {
                 let addresses = nets.map(|net| net.addr()).filter(|address| !is_link_local(*address));
-                view.link = Some(ObservedLink { addresses: addresses.collect(), ..observed_link(link) });
+                match links::observed(link, addresses.collect()) {
+                    Some(link) => drop(view.links.insert(name.into(), link)),
+                    None => drop(view.foreign.insert(name.into())),
+                }
             } else if !name.starts_with(names::INTERFACE_PREFIX) {
                 let mtu =
-                    if link.header.flags.contains(LinkFlags::Loopback) { ETHERNET } else { mtu_of(link) };
+                    if link.header.flags.contains(LinkFlags::Loopback) { ETHERNET } else { links::mtu(link) };
                 view.local_addresses.extend(nets.map(|net| LocalAddress { net, mtu }));
             }
         }
@@ -109,7 +115,7 @@ impl Kernel {
             let rules: Vec<RuleMessage> = collect("rules", self.handle.rule().get(version).execute()).await?;
             view.rules.extend(rules.iter().filter_map(rules::rule));
         }
-        let name = |link: &LinkMessage| Some((link.header.index, name_of(link)?.into()));
+        let name = |link: &LinkMessage| Some((link.header.index, Arc::from([Arc::from(name_of(link)?)])));
         view.routes = self.routes(&links.iter().filter_map(name).collect())?;
         Ok(view)
     }
@@ -118,7 +124,7 @@ impl Kernel {
         let mut socket = self.socket();
         let mut found = Vec::new();
         for family in [Family::V4, Family::V6] {
-            for table in [names::PODS_TABLE, names::NODES_TABLE] {
+            for table in [names::PODS_TABLE, names::NODES_TABLE, names::HOSTS_TABLE] {
                 let routes = routes::list(&mut socket, family, table, interfaces);
                 found.extend(routes.map_err(|source| KernelError::Read { what: "routes", source })?);
             }
@@ -170,14 +176,19 @@ impl Kernel {
         errors
     }
 
-    /// Does one thing that concerns the kernel; `interface` is the tunnel's.
-    pub async fn apply(&self, interface: &str, action: &Action) -> Result<(), KernelError> {
+    /// Does one thing that concerns the kernel.
+    pub async fn apply(&self, action: &Action) -> Result<(), KernelError> {
         let result = match action {
-            Action::SetLink { mtu } => {
-                let link = LinkUnspec::new_with_name(interface).mtu(*mtu).up().build();
-                self.handle.link().set(link).execute().await
+            Action::SetLink { interface, mtu } => {
+                let mut request = [links::up(index(interface)?, *mtu)];
+                let refused = self.socket().change(&mut request);
+                let result = refused.and_then(|refused| match refused.into_iter().next() {
+                    Some((_, source)) => Err(source),
+                    None => Ok(()),
+                });
+                return result.map_err(|source| refusal(action.to_string(), source));
             }
-            Action::AddAddress(address) => {
+            Action::AddAddress { interface, address } => {
                 let index = index(interface)?;
                 let full = if address.is_ipv4() { 32 } else { 128 };
                 let mut add = self.handle.address().add(index, *address, full);
@@ -185,7 +196,7 @@ impl Kernel {
                 add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
                 add.execute().await
             }
-            Action::RemoveAddress(address) => {
+            Action::RemoveAddress { interface, address } => {
                 let index = index(interface)?;
                 let mut message = AddressMessage::default();
                 message.header.index = index;
@@ -210,7 +221,7 @@ impl Kernel {
                 return self.apply_routes(slice::from_ref(action)).into_iter().next().map_or(Ok(()), Err);
             }
             Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => Ok(()),
-            Action::StartTunnel { .. } | Action::ConfigureDevice(_) | Action::StopTunnel => Ok(()),
+            Action::StartTunnel { .. } | Action::ConfigureDevice { .. } | Action::StopTunnel { .. } => Ok(()),
         };
         result.map_err(|error| refusal(action.to_string(), into_io(error)))
     }
@@ -222,19 +233,19 @@ fn route_request<'a>(
     indices: &mut HashMap<&'a str, Option<u32>>,
 ) -> Result<Option<Request>, KernelError> {
     let (Action::AddRoute(route) | Action::RemoveRoute(route)) = action else { return Ok(None) };
-    let interface = match &route.kind {
-        RouteKind::Tunnel { interface, .. } => {
+    let mut found = Vec::new();
+    if let RouteKind::Tunnel { interfaces, .. } = &route.kind {
+        for interface in &**interfaces {
             match *indices.entry(interface).or_insert_with(|| index(interface).ok()) {
                 // Where its interface is gone, so is the route.
                 None if action.removes() => return Ok(None),
                 None => return Err(KernelError::NoInterface(interface.to_string())),
-                found => found,
+                Some(index) => found.push(index),
             }
         }
-        RouteKind::Unreachable | RouteKind::Foreign => None,
-    };
+    }
     let removes = action.removes();
-    Ok(Some(if removes { routes::removal(route, interface) } else { routes::addition(route, interface) }))
+    Ok(Some(if removes { routes::removal(route, &found) } else { routes::addition(route, &found) }))
 }
 
 fn index(interface: &str) -> Result<u32, KernelError> {
@@ -282,19 +293,6 @@ fn name_of(link: &LinkMessage) -> Option<&str> {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
-}
-
-fn mtu_of(link: &LinkMessage) -> u32 {
-    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    });
-    mtu.unwrap_or_default()
-}
-
-fn observed_link(link: &LinkMessage) -> ObservedLink {
-    let up = link.header.flags.contains(LinkFlags::Up);
-    ObservedLink { mtu: mtu_of(link), up, addresses: BTreeSet::new() }
 }
 
 /// An interface's own address; on point-to-point links `Address` is the other end's.

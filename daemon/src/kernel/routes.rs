@@ -22,8 +22,21 @@ const RTMSG: usize = 12;
 /// The number of a nexthop object, which Warren does not use.
 const RTA_NH_ID: u16 = 30;
 
-/// Interfaces by their numbers.
-pub type Interfaces = HashMap<u32, Arc<str>>;
+/// The metric of a route that is its MTU (`linux/rtnetlink.h`).
+const RTAX_MTU: u16 = 2;
+
+/// `struct rtnexthop`: its length with its attributes, flags, weight, and the number of the interface.
+const RTNEXTHOP: usize = 8;
+
+/// "It is on this link, whatever the addresses say" (`linux/rtnetlink.h`).
+const RTNH_F_ONLINK: u8 = 4;
+
+/// IPv6 spreads flows only over ways with a gateway (`rt6_qualify_for_ecmp`, include/net/ip6_fib.h). A tunnel has no
+/// neighbours and looks at the packet's destination alone, so that this one, which nobody has, does no harm.
+const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x5743);
+
+/// Interfaces by their numbers, each as the list that routes over it alone share.
+pub type Interfaces = HashMap<u32, Arc<[Arc<str>]>>;
 
 fn address_family(family: Family) -> u8 {
     match family {
@@ -52,25 +65,25 @@ pub fn list(
     }
 }
 
-/// What adds a route in place of one with the same key; `interface` is the number of the tunnel's interface.
-pub fn addition(route: &Route, interface: Option<u32>) -> Request {
+/// What adds a route in place of one with the same key; `interfaces` are the numbers of the tunnel's interfaces.
+pub fn addition(route: &Route, interfaces: &[u32]) -> Request {
     let scope = match (&route.kind, Family::from(&route.destination)) {
         // What lies behind a tunnel is directly on its link.
         (RouteKind::Tunnel { .. }, Family::V4) => libc::RT_SCOPE_LINK,
         _ => libc::RT_SCOPE_UNIVERSE,
     };
     let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    request(libc::RTM_NEWROUTE, flags, route, interface, names::ROUTE_PROTOCOL, scope)
+    request(libc::RTM_NEWROUTE, flags, route, interfaces, names::ROUTE_PROTOCOL, scope)
 }
 
 /// What removes a route, whoever made it: what may differ from Warren's own is left open.
-pub fn removal(route: &Route, interface: Option<u32>) -> Request {
+pub fn removal(route: &Route, interfaces: &[u32]) -> Request {
     // "Any", when a route is removed (net/ipv4/fib_trie.c, fib_table_delete).
     let scope = libc::RT_SCOPE_NOWHERE;
-    request(libc::RTM_DELROUTE, 0, route, interface, libc::RTPROT_UNSPEC, scope)
+    request(libc::RTM_DELROUTE, 0, route, interfaces, libc::RTPROT_UNSPEC, scope)
 }
 
-fn request(kind: u16, flags: i32, route: &Route, interface: Option<u32>, protocol: u8, scope: u8) -> Request {
+fn request(kind: u16, flags: i32, route: &Route, interfaces: &[u32], protocol: u8, scope: u8) -> Request {
     let Route { table, destination, metric, kind: what } = route;
     let family = address_family(Family::from(destination));
     let type_ = match what {
@@ -84,15 +97,60 @@ fn request(kind: u16, flags: i32, route: &Route, interface: Option<u32>, protoco
     request.put(libc::RTA_TABLE, &table.to_ne_bytes());
     put_address(&mut request, libc::RTA_DST, destination.network());
     request.put(libc::RTA_PRIORITY, &metric.to_ne_bytes());
-    if let RouteKind::Tunnel { source, .. } = what {
-        if let Some(interface) = interface {
-            request.put(libc::RTA_OIF, &interface.to_ne_bytes());
+    if let RouteKind::Tunnel { source, mtu, .. } = what {
+        match interfaces {
+            [one] => request.put(libc::RTA_OIF, &one.to_ne_bytes()),
+            several => put_nexthops(&mut request, several, destination),
         }
         if let Some(source) = source {
             put_address(&mut request, libc::RTA_PREFSRC, *source);
         }
+        if let Some(mtu) = mtu {
+            request.nest(libc::RTA_METRICS, |metrics| metrics.put(RTAX_MTU, &mtu.to_ne_bytes()));
+        }
     }
     request
+}
+
+/// Several interfaces over which the kernel spreads flows.
+fn put_nexthops(request: &mut Request, interfaces: &[u32], destination: &IpNet) {
+    let mut nexthops = Vec::new();
+    for interface in interfaces {
+        let gateway = matches!(destination, IpNet::V6(_)).then(|| GATEWAY.octets());
+        let (length, flags) = match gateway {
+            Some(gateway) => (RTNEXTHOP + 4 + gateway.len(), RTNH_F_ONLINK),
+            None => (RTNEXTHOP, 0),
+        };
+        nexthops.extend_from_slice(&(length as u16).to_ne_bytes());
+        nexthops.extend_from_slice(&[flags, 0]);
+        nexthops.extend_from_slice(&interface.to_ne_bytes());
+        if let Some(gateway) = gateway {
+            nexthops.extend_from_slice(&(4 + gateway.len() as u16).to_ne_bytes());
+            nexthops.extend_from_slice(&libc::RTA_GATEWAY.to_ne_bytes());
+            nexthops.extend_from_slice(&gateway);
+        }
+    }
+    request.put(libc::RTA_MULTIPATH, &nexthops);
+}
+
+/// The interfaces of a route over several, if Warren could have made it.
+fn nexthops(mut bytes: &[u8], interfaces: &Interfaces) -> Option<Vec<Arc<str>>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+        let nexthop = bytes.get(RTNEXTHOP.min(length)..length)?;
+        found.extend_from_slice(interfaces.get(&u32_at(bytes, 4)?)?);
+        let theirs = attributes(nexthop).find(|(kind, value)| match *kind {
+            libc::RTA_GATEWAY => *value != GATEWAY.octets(),
+            libc::RTA_VIA | libc::RTA_ENCAP => true,
+            _ => false,
+        });
+        if theirs.is_some() {
+            return None;
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(found)
 }
 
 fn put_address(request: &mut Request, kind: u16, address: IpAddr) {
@@ -121,7 +179,7 @@ fn parse(message: &[u8], interfaces: &Interfaces) -> Option<Route> {
         metric: 0,
         kind: RouteKind::Foreign,
     };
-    let (mut interface, mut source, mut plain) = (None, None, true);
+    let (mut interface, mut several, mut source, mut mtu, mut plain) = (None, None, None, None, true);
     for (kind, value) in attributes(&message[RTMSG..]) {
         match kind {
             libc::RTA_DST => route.destination = IpNet::new(address(value)?, length).ok()?,
@@ -129,17 +187,24 @@ fn parse(message: &[u8], interfaces: &Interfaces) -> Option<Route> {
             libc::RTA_PRIORITY => route.metric = u32_at(value, 0)?,
             libc::RTA_PREFSRC => source = address(value),
             libc::RTA_OIF => interface = interfaces.get(&u32_at(value, 0)?),
-            libc::RTA_GATEWAY | libc::RTA_VIA | libc::RTA_MULTIPATH => plain = false,
+            libc::RTA_MULTIPATH => several = Some(nexthops(value, interfaces)),
+            libc::RTA_METRICS => {
+                mtu =
+                    attributes(value).find(|(kind, _)| *kind == RTAX_MTU).and_then(|(_, mtu)| u32_at(mtu, 0));
+            }
+            libc::RTA_GATEWAY | libc::RTA_VIA => plain = false,
             libc::RTA_SRC | libc::RTA_ENCAP | RTA_NH_ID => plain = false,
             _ => {}
         }
     }
     if plain && protocol == names::ROUTE_PROTOCOL {
-        route.kind = match (type_, interface) {
+        let interfaces = match several {
+            Some(several) => several.map(Arc::from),
+            None => interface.cloned(),
+        };
+        route.kind = match (type_, interfaces) {
             (libc::RTN_UNREACHABLE, _) => RouteKind::Unreachable,
-            (libc::RTN_UNICAST, Some(interface)) => {
-                RouteKind::Tunnel { interface: interface.clone(), source }
-            }
+            (libc::RTN_UNICAST, Some(interfaces)) => RouteKind::Tunnel { interfaces, source, mtu },
             _ => RouteKind::Foreign,
         };
     }

@@ -1,11 +1,11 @@
 //! Rules as netlink messages, and back. A rule without Warren's protocol is somebody else's and comes back as nothing.
 
 use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::RouteProtocol;
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
+use netlink_packet_route::{AddressFamily, IpProtocol};
 use warren_api::names;
-use warren_core::{Family, Rule};
+use warren_core::{Family, Port, Rule};
 
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(names::ROUTE_PROTOCOL);
 
@@ -28,6 +28,24 @@ pub fn rule_message(rule: &Rule) -> RuleMessage {
         message.header.src_len = source.prefix_len();
         message.attributes.push(RuleAttribute::Source(source.network()));
     }
+    if let Some(destination) = rule.destination {
+        message.header.dst_len = destination.prefix_len();
+        message.attributes.push(RuleAttribute::Destination(destination.network()));
+    }
+    if let Some(port) = rule.port {
+        message.attributes.push(RuleAttribute::IpProtocol(IpProtocol::Tcp));
+        message.attributes.push(match port {
+            Port::Source(port) => RuleAttribute::SourcePortRange(RulePortRange { start: port, end: port }),
+            Port::Destination(port) => {
+                RuleAttribute::DestinationPortRange(RulePortRange { start: port, end: port })
+            }
+        });
+    }
+    if let Some(mark) = rule.unmarked {
+        message.header.flags |= RuleFlags::Invert;
+        message.attributes.push(RuleAttribute::FwMark(mark));
+        message.attributes.push(RuleAttribute::FwMask(mark));
+    }
     message
 }
 
@@ -39,16 +57,24 @@ pub fn rule(message: &RuleMessage) -> Option<Rule> {
         AddressFamily::Inet6 => Family::V6,
         _ => return None,
     };
-    let (mut table, mut priority) = (u32::from(message.header.table), 0);
-    let (mut source, mut ours) = (None, false);
+    let mut rule = Rule::new(family, 0, u32::from(message.header.table));
+    let mut ours = false;
     for attribute in &message.attributes {
         match attribute {
-            RuleAttribute::Table(id) => table = *id,
-            RuleAttribute::Priority(number) => priority = *number,
-            RuleAttribute::Source(address) => source = IpNet::new(*address, message.header.src_len).ok(),
+            RuleAttribute::Table(id) => rule.table = *id,
+            RuleAttribute::Priority(number) => rule.priority = *number,
+            RuleAttribute::Source(address) => {
+                rule.source = IpNet::new(*address, message.header.src_len).ok();
+            }
+            RuleAttribute::Destination(address) => {
+                rule.destination = IpNet::new(*address, message.header.dst_len).ok();
+            }
+            RuleAttribute::SourcePortRange(range) => rule.port = Some(Port::Source(range.start)),
+            RuleAttribute::DestinationPortRange(range) => rule.port = Some(Port::Destination(range.start)),
+            RuleAttribute::FwMark(mark) => rule.unmarked = Some(*mark),
             RuleAttribute::Protocol(protocol) => ours = *protocol == PROTOCOL,
             _ => {}
         }
     }
-    ours.then_some(Rule { family, priority, source, table })
+    ours.then_some(rule)
 }

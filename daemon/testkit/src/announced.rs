@@ -32,6 +32,7 @@ pub fn annotations(
         endpoints,
         backend: Backend::Userspace,
         mtu: 1420,
+        encrypts_host: false,
         unknown: serde_json::Map::new(),
     };
     let annotations = annotations::publish(&announcement);

@@ -48,6 +48,7 @@ pub fn mk_announcement(n: u8) -> Announcement {
         endpoints: vec![IpAddr::from([192, 0, 2, n])],
         backend: Backend::Userspace,
         mtu: 1420,
+        encrypts_host: false,
         unknown: Default::default(),
     }
 }
@@ -68,17 +69,19 @@ pub fn mk_snapshot(others: &[Node]) -> Snapshot {
             epoch: 0,
             port: 51820,
             backend: Backend::Userspace,
+            lanes: 1,
             local_addresses: ["127.0.0.1/8", "192.0.2.1/24", "10.244.1.1/24", "172.17.0.1/16"]
                 .map(|net| LocalAddress { net: net.parse().unwrap(), mtu: 1500 })
                 .to_vec(),
         },
         records: records.collect(),
-        settings: Settings::default(),
+        settings: Settings { api_server_port: 6443, ..Settings::default() },
+        paths: Default::default(),
     }
 }
 
 pub fn planned(snapshot: &Snapshot) -> Plan {
-    plan(snapshot, &Guard::default())
+    plan(snapshot, &Standing::default())
 }
 
 pub fn blocks(plan: &Plan, net: &str) -> bool {

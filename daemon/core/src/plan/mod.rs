@@ -1,5 +1,8 @@
 //! From a [`Snapshot`] to what should be on this node.
 
+mod lanes;
+mod routes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,18 +14,15 @@ use warren_api::status::{Enforcement, Quarantined};
 use warren_api::{Backend, PublicKey};
 
 use crate::claims::{self, Judgement, Local, Peer};
-use crate::desired::{Desired, Family, Guard, Route, RouteKind, Rule, Tunnel, TunnelPeer};
+use crate::desired::{Desired, Guard, RouteKind};
 use crate::nets;
 use crate::snapshot::{NodeRecord, Own, Record, Settings, Snapshot};
+use lanes::Lanes;
+use routes::Ways;
 
 /// Seconds between keepalives: WireGuard's customary value, below the 30 s after which common NATs and
 /// firewalls forget a UDP flow. It also proves every pair by a handshake before any pod needs it.
 pub const KEEPALIVE: u16 = 25;
-
-/// What WireGuard adds to a packet: IP header, UDP header (8), message header (16), tag (16).
-/// Source: WireGuard whitepaper, section 5.4.6.
-const OVERHEAD_V4: u32 = 60;
-const OVERHEAD_V6: u32 = 80;
 
 /// The smallest MTU that IPv6 runs on (RFC 8200, section 5).
 const MIN_MTU: u32 = 1280;
@@ -74,14 +74,23 @@ pub struct PeerInfo {
     pub backend: Backend,
 }
 
-/// Makes the plan. `standing` is what the kernel holds now of guard and `unreachable` routes, as far as it
-/// can be read.
+/// What stands on the node now, as far as it can be read, and bears on what should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// What the kernel holds of guard and `unreachable` routes.
+    pub guard: Guard,
+    /// The peers whose sessions live, by the interface of the lane.
+    pub alive: BTreeMap<Arc<str>, BTreeSet<PublicKey>>,
+}
+
+/// Makes the plan.
 ///
 /// What was another node's, its pods' networks and its addresses, stays guarded when the node vanishes from the
 /// registry: it may go on running, or only its entry may be away or garbled for a moment. It is let go when
 /// this node gets it, and where `--cluster-cidrs` says that a network is no pods'.
-pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
-    let Snapshot { own, records, settings } = snapshot;
+pub fn plan(snapshot: &Snapshot, standing: &Standing) -> Plan {
+    let Snapshot { own, records, settings, paths } = snapshot;
+    let Standing { guard: standing, alive } = standing;
     let mut problems = Vec::new();
     let Sorted { own_record, others, disputed, mut quarantined } = sort(&own.name, records);
     if own_record.is_none() {
@@ -101,7 +110,13 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
 
     let blocked = blocked(&local, &known, &peers, settings, &retained);
     let usable = own_record.is_some() && !local.pod_cidrs.is_empty() && !local.endpoints.is_empty();
-    let tunnel = usable.then(|| tunnel(&local, &peers, &mut problems));
+    let encrypts_host = settings.encrypt_host && own_record.is_some_and(|own| !own.host_left_out);
+    let hosts: Vec<&Peer> = peers.iter().filter(|peer| encrypts_host && peer.encrypts_host).collect();
+    let mtu = mtu(&local);
+    if usable && mtu < MIN_MTU {
+        problems.push(format!("the tunnels' MTU would be {mtu} bytes; IPv6 wants {MIN_MTU}"));
+    }
+    let lanes = Lanes::new(own, alive);
     // Also those that are not believed here may send to this node.
     let announced = others.iter().any(|node| node.announcement.is_some() && node.quarantine.is_none())
         || own_record.is_some_and(|own| own.announcement.is_some());
@@ -119,18 +134,33 @@ pub fn plan(snapshot: &Snapshot, standing: &Guard) -> Plan {
             hold: false,
         };
     }
+    let mut routes = routes::blocks(&blocked, settings.enforcement);
+    let mut rules: BTreeSet<_> = routes::rules(&local, &blocked).collect();
+    let mut tunnels = BTreeMap::new();
+    if usable {
+        let ways = Ways { local: &local, lanes: &lanes, paths, mtu };
+        routes.extend(routes::to_pods(&ways, &peers, settings.enforcement));
+        routes.extend(routes::to_hosts(&ways, &hosts, settings.enforcement));
+        let fwmark = if encrypts_host { names::MARK } else { 0 };
+        tunnels = lanes.tunnels(&local, &peers, mtu, fwmark);
+    }
+    if encrypts_host {
+        rules.extend(routes::host_rules(&local, own_record, settings));
+    }
     let mut desired = Desired {
-        routes: routes(tunnel.as_ref(), &local, &peers, &blocked, settings.enforcement),
-        rules: rules(&local, &blocked),
+        // A set is made fastest of all its elements at once.
+        routes: routes.into_iter().collect(),
+        rules,
         guard: Some(Guard {
             enforcement: settings.enforcement,
             local_pods: local.pod_cidrs.iter().copied().collect(),
             remote_nodes: remote_nodes(&local, &known, &standing.remote_nodes, settings),
             remote_pods: blocked.into_iter().collect(),
+            hosts: guarded_hosts(&local, own_record, &hosts, settings),
         }),
-        tunnel,
+        tunnels,
     };
-    let mut announcement = desired.tunnel.as_ref().map(|tunnel| announce(&local, own_record, tunnel));
+    let mut announcement = usable.then(|| announce(&local, own_record, mtu, encrypts_host));
     if withdrawal == Withdrawal::Leaving {
         desired.routes.retain(|route| !matches!(route.kind, RouteKind::Tunnel { .. }));
         announcement = None;
@@ -316,28 +346,20 @@ fn remote_nodes(
     addresses.filter(|address| !mine(address)).copied().map(nets::host).collect()
 }
 
-fn tunnel(local: &Local<'_>, peers: &[Peer], problems: &mut Vec<String>) -> Tunnel {
-    let mtu = mtu(local);
-    if mtu < MIN_MTU {
-        problems.push(format!("the tunnel's MTU would be {mtu} bytes; IPv6 wants {MIN_MTU}"));
+/// The nodes to which nothing of this node's own programs leaves in the clear. Not those of the control plane, nor
+/// any from there: with them the API server is spoken to.
+fn guarded_hosts(
+    local: &Local<'_>,
+    own: Option<&NodeRecord>,
+    hosts: &[&Peer],
+    settings: &Settings,
+) -> BTreeSet<IpNet> {
+    let is_server = |address: &IpAddr| settings.api_servers.contains(address);
+    if own.is_some_and(|own| own.control_plane) || local.endpoints.iter().any(is_server) {
+        return BTreeSet::new();
     }
-    Tunnel {
-        interface: names::interface(local.own.epoch, 0),
-        mtu,
-        listen_port: local.own.port,
-        public_key: local.own.public_key,
-        addresses: local.pod_cidrs.iter().map(IpNet::network).collect(),
-        peers: peers.iter().map(|peer| (peer.public_key, tunnel_peer(peer))).collect(),
-    }
-}
-
-fn tunnel_peer(peer: &Peer) -> TunnelPeer {
-    let addresses = peer.addresses.iter().copied().map(nets::host);
-    TunnelPeer {
-        endpoint: peer.endpoint,
-        allowed_ips: peer.pod_cidrs.iter().copied().chain(addresses).collect(),
-        keepalive: KEEPALIVE,
-    }
+    let addresses = hosts.iter().flat_map(|peer| &peer.addresses);
+    addresses.filter(|address| !is_server(address)).copied().map(nets::host).collect()
 }
 
 /// The MTU inside the tunnel: the smallest of the links that carry an endpoint, less what WireGuard adds.
@@ -345,75 +367,12 @@ fn mtu(local: &Local<'_>) -> u32 {
     let links = local.own.local_addresses.iter();
     let links = links.filter(|link| local.endpoints.contains(&link.net.addr()));
     let link = links.map(|link| link.mtu).min().unwrap_or(1500);
-    let overhead = if local.endpoints.iter().any(IpAddr::is_ipv6) { OVERHEAD_V6 } else { OVERHEAD_V4 };
-    link.saturating_sub(overhead)
-}
-
-/// The routes of both tables. In strict mode an unreachable one stands below every tunnel's, so that
-/// packets drop where the tunnel or its interface is gone. Towards the addresses of nodes without a tunnel
-/// there is none: such a packet may lawfully leave with this node's address (masqueraded), and if it still
-/// has a pod's address, the guard drops it.
-fn routes(
-    tunnel: Option<&Tunnel>,
-    local: &Local<'_>,
-    peers: &[Peer],
-    blocked: &[IpNet],
-    enforcement: Enforcement,
-) -> BTreeSet<Route> {
-    let unreachable = |table, destination| Route {
-        table,
-        destination,
-        metric: names::UNREACHABLE_METRIC,
-        kind: RouteKind::Unreachable,
-    };
-    let strict = enforcement == Enforcement::Strict;
-    // A set is made fastest of all its elements at once.
-    let mut routes = Vec::new();
-    if strict {
-        routes.extend(blocked.iter().map(|net| unreachable(names::PODS_TABLE, *net)));
-    }
-    let Some(tunnel) = tunnel else { return routes.into_iter().collect() };
-    let interface: Arc<str> = tunnel.interface.as_str().into();
-    let through = |table, destination: IpNet, source| Route {
-        table,
-        destination,
-        metric: names::TUNNEL_METRIC,
-        kind: RouteKind::Tunnel { interface: interface.clone(), source },
-    };
-    for peer in peers {
-        for cidr in &peer.pod_cidrs {
-            let source = local.pod_cidrs.iter().find(|own| Family::from(*own) == Family::from(cidr));
-            routes.push(through(names::PODS_TABLE, *cidr, source.map(IpNet::network)));
-        }
-        for address in peer.addresses.iter().copied().map(nets::host) {
-            if local.pod_cidrs.iter().any(|own| Family::from(own) == Family::from(&address)) {
-                routes.push(through(names::NODES_TABLE, address, None));
-                routes.extend(strict.then(|| unreachable(names::NODES_TABLE, address)));
-            }
-        }
-    }
-    routes.into_iter().collect()
-}
-
-fn rules(local: &Local<'_>, blocked: &[IpNet]) -> BTreeSet<Rule> {
-    let families: BTreeSet<Family> = blocked.iter().chain(&local.pod_cidrs).map(Family::from).collect();
-    let pods = families.into_iter().map(|family| Rule {
-        family,
-        priority: names::PODS_RULE,
-        source: None,
-        table: names::PODS_TABLE,
-    });
-    let nodes = local.pod_cidrs.iter().map(|cidr| Rule {
-        family: Family::from(cidr),
-        priority: names::NODES_RULE,
-        source: Some(*cidr),
-        table: names::NODES_TABLE,
-    });
-    pods.chain(nodes).collect()
+    let overhead = local.endpoints.iter().copied().map(routes::overhead).max();
+    link.saturating_sub(overhead.unwrap_or_default())
 }
 
 /// What this node should publish. Fields that a later version left on the own Node are kept.
-fn announce(local: &Local<'_>, record: Option<&NodeRecord>, tunnel: &Tunnel) -> Announcement {
+fn announce(local: &Local<'_>, record: Option<&NodeRecord>, mtu: u32, encrypts_host: bool) -> Announcement {
     let before = record.and_then(|record| record.announcement.as_ref()?.as_ref().ok());
     Announcement {
         version: announcement::VERSION,
@@ -423,7 +382,7 @@ fn announce(local: &Local<'_>, record: Option<&NodeRecord>, tunnel: &Tunnel) -> 
             epoch: local.own.epoch,
             public_key: local.own.public_key,
             port: local.own.port,
-            lanes: 1,
+            lanes: local.own.lanes,
             unknown: before
                 .and_then(|before| before.epoch(local.own.epoch))
                 .map(|epoch| epoch.unknown.clone())
@@ -432,7 +391,8 @@ fn announce(local: &Local<'_>, record: Option<&NodeRecord>, tunnel: &Tunnel) -> 
         pod_cidrs: local.pod_cidrs.clone(),
         endpoints: local.endpoints.clone(),
         backend: local.own.backend,
-        mtu: tunnel.mtu,
+        mtu,
+        encrypts_host,
         unknown: before.map(|before| before.unknown.clone()).unwrap_or_default(),
     }
 }
