@@ -135,6 +135,7 @@ mod tests {
             epoch: 0,
             backend: Backend::Userspace,
             interface: String::new(),
+            lanes: 1,
             mtu: 0,
             enforcement: Enforcement::Strict,
             ready: true,
