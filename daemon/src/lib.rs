@@ -30,3 +30,4 @@ pub mod registry;
 pub mod report;
 pub mod settings;
 pub mod tunnel;
+pub mod wireguard;

@@ -15,6 +15,7 @@ use std::io;
 use netlink_sys::SocketAddr;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
+use zeroize::Zeroize as _;
 
 /// Room for one answer: the kernel's dumps come in pieces of at most 32 KiB (`netlink_dump`).
 const ANSWER: usize = 64 << 10;
@@ -72,6 +73,12 @@ impl Request {
         self.0[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
+    /// Overwrites it, where it held a secret that was put into it last: what is added later may move the rest, and
+    /// leave a copy behind.
+    pub fn wipe(&mut self) {
+        self.0.zeroize();
+    }
+
     /// Its length in bytes.
     pub fn size(&self) -> usize {
         self.0.len()
@@ -104,6 +111,8 @@ impl Socket {
         socket.set_cap_ack(true)?;
         // Makes rtnetlink filter dumps by table, so that a node's other routes cost nothing.
         socket.set_netlink_get_strict_chk(true)?;
+        // Where the system's default is small. Not refused, but cut to what the system allows (socket(7)).
+        let _ = setsockopt(&socket, sockopt::SndBuf, &(2 * ANSWER));
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(ANSWER) })
     }
 
@@ -123,7 +132,12 @@ impl Socket {
         Err(io::Error::other(format!("it changed while it was read, {TRIES} times in a row")))
     }
 
-    /// Asks for one thing.
+    /// Overwrites the last answer, where it held a secret.
+    pub fn wipe(&mut self) {
+        self.buffer.zeroize();
+    }
+
+    /// Asks for one thing, or does it; the request is sent from where it lies.
     pub fn get<C: Default>(
         &mut self,
         request: &mut Request,
@@ -201,14 +215,17 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0)?;
+        let sent = uninterrupted(|| self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0))?;
         if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("netlink took only a part")) }
     }
 
     /// Receives one piece of an answer, which holds several messages.
     fn receive(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
-        self.buffer.clear();
-        let length = self.socket.recv(&mut self.buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC)?;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        let length = uninterrupted(|| {
+            self.buffer.clear();
+            self.socket.recv(&mut self.buffer, flags)
+        })?;
         if length > self.buffer.len() {
             return Err(io::Error::other(format!("netlink answers with {length} bytes at once")));
         }
@@ -218,6 +235,16 @@ impl Socket {
             rest = after;
         }
         Ok(())
+    }
+}
+
+/// A system call, again if a signal came first.
+fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 
