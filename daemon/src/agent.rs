@@ -38,9 +38,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// A look that takes no longer than this is cheap enough for every `--resync`. With thousands of nodes it takes a
 /// tenth of a second: for each bit beyond, the daemon rests so many times as long before it looks without a reason,
-/// and all looks cost about a thousandth of a core. While something fails it is in more of a hurry.
-const CHEAP: Duration = Duration::from_millis(20);
-const IDLE: u32 = 1000;
+/// and all looks cost about two thousandths of a core. While something fails it is in more of a hurry.
+const CHEAP: Duration = Duration::from_millis(50);
+const IDLE: u32 = 1200;
 const BUSY: u32 = 4;
 
 /// After so many looks without an answer, about 15 s, a tunnel is taken for dead.

@@ -32,8 +32,6 @@ pub struct Seen {
     pub found: anyhow::Result<Found>,
     /// From the tunnels, by their interfaces.
     pub devices: BTreeMap<Arc<str>, anyhow::Result<ObservedDevice>>,
-    /// Whether the userspace tunnel's process is somebody else's.
-    pub external: bool,
 }
 
 impl Seen {
@@ -65,12 +63,7 @@ impl Seen {
                 None => None,
             };
             let tunnel = ObservedTunnel { link: self.view.links.get(interface).cloned(), device };
-            // A tunnel that somebody else would start again at once is left alone where none is wanted: without
-            // routes that lead there it carries nothing.
-            let theirs = self.external && tunnel.backend() == Backend::Userspace;
-            if !theirs || desired.tunnels.contains_key(interface) {
-                tunnels.insert(interface.clone(), tunnel);
-            }
+            tunnels.insert(interface.clone(), tunnel);
         }
         let (routes, rules) = (self.view.routes.clone(), self.view.rules.clone());
         Observed { guard, guard_table, tunnels, routes, rules }
@@ -134,7 +127,7 @@ impl Hands {
         if let Some(device) = userspace.map_err(anyhow::Error::from).transpose().filter(|_| !kernels) {
             devices.insert(interface, device);
         }
-        Ok(Seen { view, found: found.map_err(Into::into), devices, external: self.userspace.is_external() })
+        Ok(Seen { view, found: found.map_err(Into::into), devices })
     }
 
     /// Does what can be done together ([`Action::runs`]); returns what went wrong.

@@ -3,6 +3,7 @@
 //! Started when its interface or its socket is missing; configured and read over its socket with the
 //! standard cross-platform protocol (<https://www.wireguard.com/xplatform/>).
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ const ANSWER: Duration = Duration::from_millis(500);
 
 /// How long it may take to change: as long, and once for each peer whose session it sets up anew.
 const CHANGE: Duration = Duration::from_secs(5);
+
+/// How long somebody else may take to do so before that is said; it is asked again.
+const DEMAND: Duration = Duration::from_secs(1);
 
 /// How long it may take to create its interface.
 const START: Duration = Duration::from_secs(10);
@@ -56,6 +60,14 @@ pub enum TunnelError {
         interface: String,
         /// What it said.
         message: String,
+    },
+    /// Somebody else is to start it, but cannot be told.
+    #[error("{file} could not be created; warren-tunnel --on-demand waits for it")]
+    Demand {
+        /// Which file.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
     },
     /// Somebody else starts it, but has not.
     #[error("nobody serves {socket}: is the container warren-tunnel running? See its log")]
@@ -92,11 +104,6 @@ impl Userspace {
         own.as_deref().and_then(Path::parent).map_or_else(|| name.into(), |directory| directory.join(name))
     }
 
-    /// Whether somebody else starts it, and would start it again at once.
-    pub fn is_external(&self) -> bool {
-        self.program.is_none()
-    }
-
     /// The tunnel's interface.
     pub fn interface(&self) -> &str {
         &self.interface
@@ -105,9 +112,7 @@ impl Userspace {
     /// Creates interface and device. Returns when both are there: the program goes into the background by
     /// itself then, and is nobody's child any more.
     pub async fn start(&self) -> Result<(), TunnelError> {
-        let Some(program) = &self.program else {
-            return Err(TunnelError::External { socket: uapi::socket_path(&self.interface) });
-        };
+        let Some(program) = &self.program else { return self.demand().await };
         let run = |source| TunnelError::Run { program: program.clone(), source };
         let output = Command::new(program)
             .arg(&self.interface)
@@ -132,12 +137,28 @@ impl Userspace {
         }
     }
 
-    /// Ends the device: without its socket it removes its interface and exits.
+    /// Has somebody else's `warren-tunnel --on-demand` create interface and device.
+    async fn demand(&self) -> Result<(), TunnelError> {
+        let wanted = uapi::wanted_path(&self.interface);
+        File::create(&wanted).map_err(|source| TunnelError::Demand { file: wanted, source })?;
+        let served = async {
+            while !matches!(self.observe().await, Ok(Some(_))) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let socket = || uapi::socket_path(&self.interface);
+        tokio::time::timeout(DEMAND, served).await.map_err(|_| TunnelError::External { socket: socket() })
+    }
+
+    /// Ends the device: without its socket it removes its interface and exits, or waits until it is wanted again.
     pub fn stop(&self) -> io::Result<()> {
-        match std::fs::remove_file(uapi::socket_path(&self.interface)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        for file in [uapi::wanted_path(&self.interface), uapi::socket_path(&self.interface)] {
+            match std::fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Kills the process that made the socket, as the kernel knows it (SO_PEERCRED, unix(7)); returns its pid.

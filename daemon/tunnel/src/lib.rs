@@ -6,9 +6,10 @@
 //!   protocol itself is boringtun's.
 //! * [`runtime`]: the device joined to a TUN interface, UDP sockets and a configuration socket; what the
 //!   program `warren-tunnel` runs.
-//! * [`daemon`]: going into the background.
+//! * [`daemon`]: going into the background. [`demand`]: serving only while somebody wants it.
 
 pub mod daemon;
+pub mod demand;
 pub mod device;
 pub mod runtime;
 mod sys;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use warren_tunnel::runtime::{MAX_LANES, Tunnel};
-use warren_tunnel::{daemon, uapi};
+use warren_tunnel::{daemon, demand, uapi};
 
 /// How long the program may take to answer a probe. It takes milliseconds; a kubelet gives up after this and more.
 const PROBE: Duration = Duration::from_secs(2);
@@ -23,8 +23,13 @@ struct Args {
     /// Stay in the foreground, and log to standard error
     #[arg(short, long)]
     foreground: bool,
-    /// Ask the program that serves the interface whether it answers, and do nothing else: a liveness probe
-    #[arg(long, conflicts_with_all = ["foreground", "lanes"])]
+    /// Create the interface only while the file IFNAME.wanted is beside its socket, and wait otherwise; always in the
+    /// foreground
+    #[arg(long)]
+    on_demand: bool,
+    /// Ask the program that serves the interface whether it answers, and do nothing else: a liveness probe. With
+    /// --on-demand it is well, too, if nobody wants the interface
+    #[arg(long, conflicts_with = "lanes")]
     probe: bool,
     /// Threads, each with a queue of the interface and a UDP port of its own (the listen port and those
     /// after it)
@@ -49,13 +54,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Args { foreground, probe, lanes, log, interface }: Args) -> Result<()> {
+fn run(Args { foreground, on_demand, probe, lanes, log, interface }: Args) -> Result<()> {
     if probe {
-        return self::probe(&interface);
+        return if on_demand && !demand::is_wanted(&interface) { Ok(()) } else { self::probe(&interface) };
     }
     // Keys are in memory from now on: no core dumps, no ptrace by others than root.
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
-    start_log(log.as_deref().unwrap_or(if foreground { "info" } else { "off" }))?;
+    start_log(log.as_deref().unwrap_or(if foreground || on_demand { "info" } else { "off" }))?;
+    if on_demand {
+        return demand::serve(&interface, lanes.into());
+    }
     let tunnel = Tunnel::create(&interface, lanes.into())?;
     if foreground {
         tunnel.serve(|| Ok(()))?;

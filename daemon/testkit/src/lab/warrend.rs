@@ -129,11 +129,11 @@ impl Node {
         Ok(())
     }
 
-    /// Starts `warren-tunnel --foreground` as its container does, with the rights of the manifest. It ends
+    /// Starts `warren-tunnel --on-demand` as its container does, with the rights of the manifest. It ends
     /// with the node, or by [`Node::kill_tunnel`].
     pub fn start_tunnel(&self) -> Result<()> {
         let mut command = Rights::Manifest.command(self, "warren-tunnel")?;
-        command.args(["--foreground", &names::interface(0, 0)]);
+        command.args(["--on-demand", &names::interface(0, 0)]);
         self.log_output(&mut command)?;
         let mut tunnel = self.tunnel.lock().expect("no thread panics with the lock");
         ensure!(tunnel.is_none(), "warren-tunnel already runs on {}", self.name);

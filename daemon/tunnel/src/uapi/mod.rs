@@ -46,6 +46,11 @@ pub fn socket_path(ifname: &str) -> PathBuf {
     PathBuf::from(format!("{SOCKET_DIR}/{ifname}.sock"))
 }
 
+/// The file whose existence says that somebody wants `interface`, for programs that serve on demand.
+pub fn wanted_path(interface: &str) -> PathBuf {
+    PathBuf::from(format!("{SOCKET_DIR}/{interface}.wanted"))
+}
+
 /// A `set=1` request: what is to change on the device, and on which peers.
 ///
 /// The device's own fields apply first, then `replace_peers`, then `peers` in their order.
