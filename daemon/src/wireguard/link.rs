@@ -7,12 +7,9 @@
 use std::io;
 
 use nix::libc;
-use warren_api::names;
+use warren_api::names::{self, ALIAS};
 
 use crate::netlink::{Request, Socket, attributes, u32_at};
-
-/// The alias of Warren's interfaces.
-pub const ALIAS: &str = "warren";
 
 /// The kind of WireGuard's interfaces.
 pub const KIND: &str = "wireguard";

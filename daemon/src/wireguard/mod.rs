@@ -237,7 +237,8 @@ impl Sockets {
     }
 
     fn send(&mut self, index: u32, message: &Message, identity: Option<&Identity>) -> io::Result<()> {
-        let secret = identity.filter(|_| message.device.identity).map(Identity::secret_bytes);
+        let mut secret = identity.filter(|_| message.device.identity).map(Identity::secret_bytes);
+        secret.iter_mut().for_each(|secret| clamp(secret));
         self.talk(|socket, family| {
             let mut request = wire::set_device(family, index, message, secret.as_deref());
             let result = socket.get(&mut request, |(), _| {});
@@ -271,6 +272,14 @@ impl Sockets {
         self.family = family;
         family.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
     }
+}
+
+/// Brings a private key into the form that the kernel keeps it in (RFC 7748, section 5). It takes another form of its
+/// own key for a new one, and has all sessions renewed (`wg_set_device`).
+fn clamp(secret: &mut [u8; 32]) {
+    secret[0] &= 0b1111_1000;
+    secret[31] &= 0b0111_1111;
+    secret[31] |= 0b0100_0000;
 }
 
 /// A key that nobody has the other half of.
