@@ -71,11 +71,11 @@ fn kernel_state(node: &Node) -> Result<String> {
 
 fn sigterm_leaves_everything() -> Result<()> {
     let lab = mesh()?;
-    let tunnel = lab.node(1).tunnel_pid()?;
+    let tunnel = lab.node(1).tunnel()?;
     for node in &lab.nodes {
         ensure!(node.stop_warrend()?.success(), "SIGTERM is no failure");
     }
-    ensure!(lab.node(1).tunnel_pid()? == tunnel);
+    ensure!(lab.node(1).tunnel()? == tunnel);
     let state = kernel_state(lab.node(1))?;
     for word in ["table inet warren", "warren-a0", "lookup 5180", "unreachable"] {
         ensure!(state.contains(word), "{word} is gone: {state}");
@@ -97,6 +97,7 @@ fn teardown_leaves_nothing() -> Result<()> {
         for word in ["warren", "518", "proto 157"] {
             ensure!(!state.contains(word), "after the {time} teardown {word} is still there: {state}");
         }
+        ensure!(node.tunnel().is_err(), "the tunnel is still there");
         ensure!(node.tunnel_pid().is_err(), "warren-tunnel still runs");
     }
     ensure!(node.state_dir().join("key-0").exists(), "the key is gone");
@@ -137,7 +138,7 @@ fn secrets_stay_secret() -> Result<()> {
         Ok(())
     })?;
     node.netns.sh("ip link del warren-a0")?;
-    wait::until("the repair", SOON, || node.tunnel_pid())?;
+    wait::until("the repair", SOON, || node.tunnel())?;
     let key = fs::read_to_string(node.state_dir().join("key-0"))?;
     let base64 = key.trim();
     let hex = process::output_with_input(

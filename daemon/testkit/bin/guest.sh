@@ -183,9 +183,6 @@ INIT
 }
 
 boot() {
-    accelerator=tcg,thread=multi
-    # There are machines with a /dev/kvm that does not work, for want of what it is made of.
-    [ ! -w /dev/kvm ] || ! grep -qwE 'vmx|svm' /proc/cpuinfo || accelerator=kvm
     : >"$work/status"
     # Three serial lines; see init.
     timeout --foreground --kill-after 5 "${WARREN_GUEST_LIMIT:-900}" \
@@ -205,6 +202,14 @@ boot() {
     esac
 }
 
+# There are machines with a /dev/kvm that does not work, for want of what it is made of.
+if [ -w /dev/kvm ] && grep -qwE 'vmx|svm' /proc/cpuinfo; then
+    accelerator=kvm
+else
+    accelerator=tcg,thread=multi
+    # Emulated, it is about ten times slower where it computes.
+    export WARREN_TEST_PATIENCE="${WARREN_TEST_PATIENCE:-4}"
+fi
 need qemu-system-x86_64:qemu-system-x86 cpio:cpio depmod:kmod flock:util-linux
 make_kernel
 [ "$#" -gt 0 ] || exit 0

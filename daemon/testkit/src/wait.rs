@@ -1,5 +1,6 @@
-//! Waiting for a condition instead of sleeping and hoping.
+//! Waiting for a condition instead of sleeping and hoping; and how slow this machine may be.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
@@ -8,8 +9,30 @@ use anyhow::{Result, anyhow};
 /// up to 2 s), long beside the cost of a look.
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Looks at `condition` until it holds, and returns what it gave; after `limit`, fails with the last
-/// reason it gave for not holding.
+/// By what the times of this module and of the scenarios are multiplied: `$WARREN_TEST_PATIENCE`, else 1. They
+/// are tuned for a processor; an emulated one is about ten times slower, and waits less than it computes.
+static PATIENCE: LazyLock<f64> = LazyLock::new(|| match std::env::var("WARREN_TEST_PATIENCE") {
+    Err(_) => 1.0,
+    Ok(text) => text
+        .parse()
+        .ok()
+        .filter(|factor| (1.0..=100.0).contains(factor))
+        .unwrap_or_else(|| panic!("WARREN_TEST_PATIENCE is {text:?}, not a number from 1 to 100")),
+});
+
+/// How many times longer than a processor this machine may take.
+pub fn patience() -> f64 {
+    *PATIENCE
+}
+
+/// A time as it is on this machine: for limits, for figures of speed, and for the time between the packets of a
+/// load. Never for what must not happen at all.
+pub fn patient(time: Duration) -> Duration {
+    time.mul_f64(patience())
+}
+
+/// Looks at `condition` until it holds, and returns what it gave; after `limit`, which is [`patient`], fails
+/// with the last reason it gave for not holding.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -33,6 +56,7 @@ pub fn until_with_progress<T>(
     mut progress: impl FnMut(Duration, &anyhow::Error),
 ) -> Result<T> {
     let start = Instant::now();
+    let limit = patient(limit);
     loop {
         match condition() {
             Ok(value) => return Ok(value),

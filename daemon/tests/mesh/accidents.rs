@@ -7,7 +7,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use warren_testkit::lab::WarrendOptions;
+use warren_testkit::lab::{Backend, WarrendOptions};
+use warren_testkit::wait;
 
 use crate::common::{Mesh, REPAIR, await_state, in_lab, in_mesh, node_state, two_nodes};
 
@@ -66,7 +67,9 @@ pub fn others() -> Result<()> {
             accident(mesh, &[&format!("wg set warren-a0 peer {peer} {change}")])?;
         }
         accident(mesh, &["wg set warren-a0 listen-port 40000"])?;
-        accident(mesh, &["rm /run/wireguard/warren-a0.sock"])?;
+        if mesh.node(1).backend == Backend::Userspace {
+            accident(mesh, &["rm /run/wireguard/warren-a0.sock"])?;
+        }
         // A route that somebody adds beside the tunnel's, as a routing daemon might.
         accident(mesh, &["ip route add 10.244.2.0/24 via 192.0.2.2 dev eth0 table 5180 metric 1"])
     })
@@ -83,11 +86,15 @@ fn accident(mesh: &Mesh, commands: &[&str]) -> Result<()> {
         node.netns.sh(command)?;
     }
     ensure!(node_state(node)? != before, "`{what}` did nothing");
-    traffic.run_for(UNREPAIRED);
+    traffic.run_for(wait::patient(UNREPAIRED));
     node.resume_warrend()?;
     let repaired = await_state(node, &before, REPAIR).with_context(|| format!("after `{what}`"))?;
     let damage = traffic.stop().with_context(|| format!("after `{what}`"))?;
-    ensure!(damage.outage <= UNREPAIRED + REPAIR, "after `{what}` the outage lasted {:?}", damage.outage);
+    ensure!(
+        damage.outage <= wait::patient(UNREPAIRED + REPAIR),
+        "after `{what}` the outage lasted {:?}",
+        damage.outage
+    );
     let report = mesh.sealed().with_context(|| format!("after `{what}`"))?;
     println!(
         "`{what}`: repaired after {} ms, {} of {} pings dropped over {} ms, 0 of {} packets in the clear",

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use warren_testkit::capture::{Capture, Report};
 use warren_testkit::lab::{Lab, Node, Plan, Pod, WarrendOptions};
+use warren_testkit::scenario::NotRun;
 use warren_testkit::traffic::ping::{Flood, Ping};
 use warren_testkit::wait;
 
-/// Whatever somebody breaks by hand is to be whole again after this time (issue 2).
+/// Whatever somebody breaks by hand is to be whole again after this time (issue 2), [`wait::patient`].
 pub const REPAIR: Duration = Duration::from_secs(2);
 
-/// The time between two pings of [`Traffic`].
+/// The time between two pings of [`Traffic`], [`wait::patient`].
 const BEAT: Duration = Duration::from_millis(4);
 
 /// A lab, and a capture of its underlay that has been seen to work.
@@ -28,7 +29,10 @@ pub fn in_lab(plan: Plan, scenario: impl FnOnce(&Mesh) -> Result<()>) -> Result<
     let capture = lab.capture()?;
     let mesh = Mesh { lab, capture };
     mesh.positive_control()?;
-    scenario(&mesh).map_err(|error| anyhow!("{error:#}\n{}", mesh.lab.logs()))
+    scenario(&mesh).map_err(|error| match error.is::<NotRun>() {
+        true => error,
+        false => anyhow!("{error:#}\n{}", mesh.lab.logs()),
+    })
 }
 
 /// [`in_lab`] with Warren running on all nodes, and every pair of them talking.
@@ -158,7 +162,7 @@ impl Traffic {
         let directions = pairs.iter().flat_map(|(from, to)| to.ips.iter().map(move |ip| (from, *ip)));
         Ok(Self(
             directions
-                .map(|(from, ip): (_, IpAddr)| Flood::start(&from.netns, ip, BEAT))
+                .map(|(from, ip): (_, IpAddr)| Flood::start(&from.netns, ip, wait::patient(BEAT)))
                 .collect::<Result<_>>()?,
         ))
     }

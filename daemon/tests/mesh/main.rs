@@ -29,7 +29,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("no clear text whatever the order of start-up", membership::any_order_of_start),
     ("no clear text when a node leaves and returns with a new key", membership::leaves_and_returns),
     ("no clear text when warrend is killed", kills::warrend),
-    ("no clear text when warren-tunnel is killed", kills::tunnel),
+    ("no clear text when the tunnel is killed", kills::tunnel),
     ("no clear text when both are killed", kills::both),
     ("without warrend, the guard and the routes hold each without the other", kills::each_layer_holds),
     ("no clear text when the tunnel interface is deleted", accidents::interface_deleted),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use warren_testkit::lab::WarrendOptions;
 use warren_testkit::traffic::iperf::{Iperf, Load, Throughput};
+use warren_testkit::wait;
 
 use crate::common::{Mesh, in_mesh, two_nodes};
 
@@ -13,9 +14,8 @@ use crate::common::{Mesh, in_mesh, two_nodes};
 pub fn nothing_is_lost() -> Result<()> {
     in_mesh(two_nodes(), |mesh| {
         let identity = || {
-            let of = |number| {
-                anyhow::Ok((mesh.node(number).tunnel_pid()?, mesh.node(number).status()?.public_key))
-            };
+            let of =
+                |number| anyhow::Ok((mesh.node(number).tunnel()?, mesh.node(number).status()?.public_key));
             anyhow::Ok([of(1)?, of(2)?])
         };
         let before = identity()?;
@@ -33,7 +33,7 @@ pub fn nothing_is_lost() -> Result<()> {
         // As fast as it goes, queues overflow with or without restarts; but it goes on.
         let fast = restarts_under(mesh, Load::Tcp)?;
         let stalls = fast.intervals.iter().filter(|bytes| **bytes == 0).count();
-        ensure!(stalls == 0, "TCP stalled in {stalls} of {} tenths of a second", fast.intervals.len());
+        ensure!(stalls == 0, "TCP stalled in {stalls} of {} intervals", fast.intervals.len());
         ensure!(identity()? == before, "a tunnel was restarted, or a key changed: {before:?}");
         let report = mesh.sealed()?;
         println!(
@@ -48,7 +48,8 @@ pub fn nothing_is_lost() -> Result<()> {
 /// Restarts warrend twice on each node under an iperf3 that lasts longer.
 fn restarts_under(mesh: &Mesh, load: Load) -> Result<Throughput> {
     let (from, to) = (mesh.pod(1, 1), mesh.pod(2, 1));
-    let iperf = Iperf::start_load(&to.netns, to.ipv4(), &from.netns, 5, load)?;
+    let seconds = wait::patient(Duration::from_secs(5)).as_secs() as u32;
+    let iperf = Iperf::start_load(&to.netns, to.ipv4(), &from.netns, seconds, load)?;
     for gently in [true, false] {
         for node in &mesh.lab.nodes {
             let status = if gently { node.stop_warrend()? } else { node.kill_warrend()? };

@@ -20,11 +20,13 @@
 //! The registry is a directory of Node manifests or, with [`Registry::Kubernetes`], a real API server on
 //! a machine of its own on the underlay (192.0.2.251); see [`crate::apiserver::real`].
 
+mod backend;
 mod kubernetes;
 mod manifest;
 mod node;
 mod plan;
 mod shipped;
+mod tunnel;
 mod warrend;
 
 use std::fmt::Write;
@@ -39,10 +41,12 @@ use crate::apiserver::real::{self, ApiServer};
 use crate::netns::Netns;
 use crate::{isolate, tools};
 
+pub use backend::{Backend, needs_kernel_wireguard};
 pub use kubernetes::{DAEMON, NAMESPACE, STARTUP_TAINT};
 pub use manifest::{Manifest, write_atomically};
 pub use node::{Node, Pod};
 pub use plan::{Families, MAX_NODES, Plan, Registry, host};
+pub use tunnel::Tunnel;
 pub use warrend::{Rights, WarrendOptions, binary};
 
 /// Labs of one program must not meet in /run.

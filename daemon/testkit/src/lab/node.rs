@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use warren_api::names;
 use warren_api::status::Status;
 
-use super::{Manifest, Plan, common_sysctls, plug};
+use super::{Backend, Manifest, Plan, common_sysctls, plug};
 use crate::netns::Netns;
 
 /// A node. Its processes end when it is dropped.
@@ -31,6 +31,8 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     /// Its pod CIDRs, IPv4 before IPv6.
     pub pod_cidrs: Vec<IpNet>,
+    /// What carries its tunnels.
+    pub backend: Backend,
     /// Where registry, state and logs of the lab are.
     pub(super) directory: PathBuf,
     pub(super) plan: Plan,
@@ -82,6 +84,7 @@ impl Node {
             pods: Vec::new(),
             ips: plan.node_ips(number),
             pod_cidrs: plan.pod_cidrs(number),
+            backend: Backend::of(number)?,
             directory: directory.to_owned(),
             plan: plan.clone(),
             warrend: Mutex::new(None),

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use warren_api::names;
 use warren_api::status::Enforcement;
 
 use super::{Node, Registry};
@@ -57,7 +56,7 @@ pub enum Rights {
 
 impl Rights {
     /// The beginning of a command line.
-    fn command(self, node: &Node, program: &str) -> Result<Command> {
+    pub(super) fn command(self, node: &Node, program: &str) -> Result<Command> {
         let program = binary(program)?;
         Ok(match self {
             Self::Root => node.netns.command(program),
@@ -109,6 +108,7 @@ impl Node {
             Rights::Root => command.arg("--tunnel-program").arg(binary("warren-tunnel")?),
             Rights::Manifest => command.arg("--external-tunnel"),
         };
+        command.args(["--backend", self.backend.argument()]);
         command.args([
             "--enforcement",
             if *enforcement == Enforcement::Strict { "strict" } else { "permissive" },
@@ -129,18 +129,6 @@ impl Node {
         Ok(())
     }
 
-    /// Starts `warren-tunnel --on-demand` as its container does, with the rights of the manifest. It ends
-    /// with the node, or by [`Node::kill_tunnel`].
-    pub fn start_tunnel(&self) -> Result<()> {
-        let mut command = Rights::Manifest.command(self, "warren-tunnel")?;
-        command.args(["--on-demand", &names::interface(0, 0)]);
-        self.log_output(&mut command)?;
-        let mut tunnel = self.tunnel.lock().expect("no thread panics with the lock");
-        ensure!(tunnel.is_none(), "warren-tunnel already runs on {}", self.name);
-        *tunnel = Some(command.spawn().with_context(|| format!("starting warren-tunnel on {}", self.name))?);
-        Ok(())
-    }
-
     /// The registry as warrend's `--registry` takes it.
     fn registry_argument(&self) -> String {
         match self.plan.registry {
@@ -149,7 +137,7 @@ impl Node {
         }
     }
 
-    fn log_output(&self, command: &mut Command) -> Result<()> {
+    pub(super) fn log_output(&self, command: &mut Command) -> Result<()> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -203,30 +191,6 @@ impl Node {
         })?;
         *running = None;
         Ok(status)
-    }
-
-    /// The pid of the one `warren-tunnel` on this node.
-    pub fn tunnel_pid(&self) -> Result<u32> {
-        match self.netns.pids_of("warren-tunnel")?[..] {
-            [pid] => Ok(pid),
-            [] => bail!("no warren-tunnel runs on {}", self.name),
-            ref several => bail!("{} warren-tunnels run on {}: {several:?}", several.len(), self.name),
-        }
-    }
-
-    /// SIGKILLs warren-tunnel; returns at once, or, where it was started by [`Node::start_tunnel`], when it is
-    /// gone.
-    pub fn kill_tunnel(&self) -> Result<()> {
-        let pid = self.tunnel_pid()?;
-        kill(Pid::from_raw(pid as i32), Signal::SIGKILL)
-            .with_context(|| format!("killing warren-tunnel ({pid}) on {}", self.name))?;
-        let tunnel = self.tunnel.lock().expect("no thread panics with the lock").take();
-        if let Some(mut tunnel) = tunnel {
-            tunnel
-                .wait()
-                .with_context(|| format!("waiting for the end of warren-tunnel on {}", self.name))?;
-        }
-        Ok(())
     }
 }
 

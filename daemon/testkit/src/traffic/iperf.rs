@@ -4,10 +4,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::netns::Netns;
+use crate::wait;
 
 /// Every measurement gets a port of its own, so several may run in one pod.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(5201);
@@ -17,8 +19,8 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(5201);
 pub enum Load {
     /// One TCP stream, as fast as it goes. It fills queues until they overflow: other traffic loses packets.
     Tcp,
-    /// UDP at so many Mbit/s, in packets of 1,200 bytes. Above 5 Mbit/s the socket that receives them may
-    /// overflow by itself where iperf3 waits for a busy core.
+    /// UDP at so many Mbit/s (divided by [`wait::patience`]), in packets of 1,200 bytes. Above 5 Mbit/s the
+    /// socket that receives them may overflow by itself where iperf3 waits for a busy core.
     Udp(u32),
 }
 
@@ -35,7 +37,7 @@ pub struct Throughput {
     pub packets: u64,
     /// UDP packets of these that did not arrive.
     pub lost: u64,
-    /// Of each reported interval (100 ms), the bytes that the sender could hand over: 0 is a stall.
+    /// Of each reported interval (100 ms, [`wait::patient`]), the bytes that the sender could hand over: 0 is a stall.
     pub intervals: Vec<u64>,
 }
 
@@ -79,10 +81,17 @@ impl Iperf {
         std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         let mut command = client.command("iperf3");
         if let Load::Udp(mbits) = load {
-            command.args(["--udp", "--length", "1200", "--bitrate", &format!("{mbits}M")]);
+            command.args([
+                "--udp",
+                "--length",
+                "1200",
+                "--bitrate",
+                &format!("{:.0}", f64::from(mbits) * 1e6 / wait::patience()),
+            ]);
         }
         let client = command
-            .args(["--client", &to, "--port", &port, "--time", &seconds.to_string(), "--interval", "0.1"])
+            .args(["--client", &to, "--port", &port, "--time", &seconds.to_string()])
+            .args(["--interval", &wait::patient(Duration::from_millis(100)).as_secs_f64().to_string()])
             .args(["--connect-timeout", "5000", "--json"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
