@@ -1,6 +1,5 @@
 //! The loop that owns all state: look, plan, compare, act, look again, report.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use crate::http::{self, Board};
 use crate::kernel::View;
 use crate::kernel::watch::Watch;
 use crate::keystore::{self, Identity};
+use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::report::{Report, Voice};
 use crate::settings::Source;
@@ -87,6 +87,7 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
     watch(&changed)?;
     let mut agent = Agent {
         registry: Registry::open(registry, node.clone(), &changed).await?,
+        paths: Paths::start(changed.clone()),
         node,
         identity,
         listen_port,
@@ -189,6 +190,7 @@ struct Agent {
     listen_port: u16,
     settings: Source,
     registry: Registry,
+    paths: Paths,
     hands: Hands,
     voice: Voice,
     /// What the last look found, to tell what happened since.
@@ -221,7 +223,10 @@ impl Agent {
             }
         };
         self.end_silence(&seen);
-        let plan = self.plan(records, &seen);
+        let mut plan = self.plan(records, &seen);
+        if self.paths.follow(plan.desired.tunnels.values()) {
+            plan = self.plan(self.registry.records(), &seen);
+        }
         self.guarded = plan.desired.guard.clone().unwrap_or_default();
         let actions = pending(&plan, &seen, &mut failures);
         let acted = !actions.is_empty();
@@ -299,7 +304,7 @@ impl Agent {
     fn plan(&self, records: Vec<warren_core::Record>, seen: &Seen) -> Plan {
         let mut settings = self.settings.current().clone();
         settings.api_servers.extend(self.registry.server());
-        let paths = BTreeMap::new();
+        let paths = self.paths.narrow();
         let snapshot = Snapshot { own: self.own(&seen.view), records, settings, paths };
         plan(&snapshot, &seen.standing(&self.guarded))
     }

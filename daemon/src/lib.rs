@@ -26,6 +26,7 @@ pub mod keystore;
 pub mod logs;
 pub mod metrics;
 pub mod netlink;
+pub mod paths;
 pub mod registry;
 pub mod report;
 pub mod settings;

@@ -24,5 +24,5 @@ pub mod snapshot;
 pub use desired::{Desired, Family, Guard, Port, Route, RouteKind, Rule, Tunnel, TunnelPeer};
 pub use diff::{Action, DeviceChange, PeerChange, diff};
 pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer, ObservedTunnel};
-pub use plan::{PeerInfo, Plan, Standing, Withdrawal, plan};
+pub use plan::{PeerInfo, Plan, Standing, Withdrawal, overhead, plan};
 pub use snapshot::{LocalAddress, NodeRecord, Own, Record, Settings, Snapshot};

@@ -19,6 +19,7 @@ use crate::nets;
 use crate::snapshot::{NodeRecord, Own, Record, Settings, Snapshot};
 use lanes::Lanes;
 use routes::Ways;
+pub use routes::overhead;
 
 /// Seconds between keepalives: WireGuard's customary value, below the 30 s after which common NATs and
 /// firewalls forget a UDP flow. It also proves every pair by a handshake before any pod needs it.

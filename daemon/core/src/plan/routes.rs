@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use warren_api::names;
 use warren_api::status::Enforcement;
 
+use super::MIN_MTU;
 use super::lanes::Lanes;
 use crate::claims::{Local, Peer};
 use crate::desired::{Family, Port, Route, RouteKind, Rule};
@@ -20,11 +21,20 @@ const OVERHEAD_V6: u32 = 80;
 
 /// The smallest packet that every IPv4 link carries in one piece or not at all (RFC 791: 576 bytes must be
 /// accepted): an announced MTU below is no sense's.
-const LEAST_MTU: u32 = 576;
+const LEAST_MTU_V4: u32 = 576;
 
-/// What WireGuard adds to packets to this address.
-pub(super) fn overhead(endpoint: IpAddr) -> u32 {
+/// What WireGuard adds to packets to this address, in bytes.
+pub fn overhead(endpoint: IpAddr) -> u32 {
     if endpoint.is_ipv6() { OVERHEAD_V6 } else { OVERHEAD_V4 }
+}
+
+/// The least that a route may say, whatever a peer announces and routers tell. What does not fit the path then
+/// is fragmented outside of the tunnel.
+fn least_mtu(family: Family) -> u32 {
+    match family {
+        Family::V4 => LEAST_MTU_V4,
+        Family::V6 => MIN_MTU,
+    }
 }
 
 /// What packets take to other nodes.
@@ -39,15 +49,16 @@ pub(super) struct Ways<'a> {
 
 impl Ways<'_> {
     fn through(&self, peer: &Peer, table: u32, destination: IpNet, source: Option<IpAddr>) -> Route {
-        let kind = RouteKind::Tunnel { interfaces: self.lanes.towards(peer), source, mtu: self.mtu(peer) };
+        let mtu = self.mtu(peer, Family::from(&destination));
+        let kind = RouteKind::Tunnel { interfaces: self.lanes.towards(peer), source, mtu };
         Route { table, destination, metric: names::TUNNEL_METRIC, kind }
     }
 
     /// The largest packet that gets to a peer: what its own tunnels take, and what the path between leaves.
-    fn mtu(&self, peer: &Peer) -> Option<u32> {
+    fn mtu(&self, peer: &Peer, family: Family) -> Option<u32> {
         let address = peer.endpoint.ip();
         let path = self.paths.get(&address).map(|path| path.saturating_sub(overhead(address)));
-        let least = path.map_or(peer.mtu, |path| path.min(peer.mtu)).max(LEAST_MTU);
+        let least = path.map_or(peer.mtu, |path| path.min(peer.mtu)).max(least_mtu(family));
         (least < self.mtu).then_some(least)
     }
 }
