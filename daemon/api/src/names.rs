@@ -40,9 +40,11 @@ pub const NODES_RULE: u32 = 5181;
 pub const EXEMPT_RULE: u32 = 5182;
 /// The priority of the rule that consults [`HOSTS_TABLE`].
 pub const HOSTS_RULE: u32 = 5183;
-/// The mark of the tunnels' own packets under `--encrypt-host`: one bit that neither kube-proxy (0x4000, 0x8000) nor
-/// the common CNI plugins use.
-pub const MARK: u32 = 0x2000;
+/// The mark of the tunnels' own packets under `--encrypt-host`: one bit that neither kube-proxy (0x4000, 0x8000), the
+/// CNI plugin portmap (0x2000), AWS's (0x80), Calico (0xffff0000), Weave Net nor Tailscale use. Source: the registry
+/// of marks, <https://github.com/fwmark/registry>, where only Cilium claims it, with all bits but those of the first
+/// two.
+pub const MARK: u32 = 0x1000;
 /// The kernel's main routing table (`RT_TABLE_MAIN`, linux/rtnetlink.h).
 pub const MAIN_TABLE: u32 = 254;
 /// The `protocol` that marks routes, rules and addresses as Warren's (`rtnetlink(7)`: values above

@@ -8,6 +8,8 @@ use anyhow::{Result, bail};
 const PACKAGES: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
+    ("iptables-legacy", "iptables"),
+    ("iptables-nft", "iptables"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("ping", "iputils-ping"),

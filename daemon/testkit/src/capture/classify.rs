@@ -16,6 +16,11 @@ pub struct Rules {
     pub mesh_ports: RangeInclusive<u16>,
     /// Bytes that the traffic carries and that must never be seen.
     pub canary: &'static [u8],
+    /// Between these, nothing but WireGuard must be seen, and how machines on a link find each other.
+    pub nodes: Vec<IpNet>,
+    /// The Ethernet addresses of machines outside of the cluster: what is sent by or to them is not between nodes,
+    /// and nothing that must not be seen.
+    pub outside: Vec<[u8; 6]>,
 }
 
 /// What a frame is.
@@ -31,6 +36,8 @@ pub enum Class {
     Fragment,
     /// Anything else, not of a pod.
     Other,
+    /// Sent by or to a machine outside of the cluster.
+    Outside,
 }
 
 /// Why a frame is clear text.
@@ -72,6 +79,11 @@ impl Rules {
     /// Classifies the first bytes of an Ethernet frame.
     pub fn classify(&self, frame: &[u8]) -> Class {
         let mut headers = Vec::new();
+        let is_outside =
+            |at: usize| frame.get(at..at + 6).is_some_and(|mac| self.outside.iter().any(|it| it == mac));
+        if is_outside(0) || is_outside(6) {
+            return Class::Outside;
+        }
         let Ok(packet) = LaxSlicedPacket::from_ethernet(frame) else { return Class::Other };
         if self.gives_pod_away(&packet, &mut headers) {
             return Class::Clear(Offender { headers, canary: false });
@@ -79,10 +91,19 @@ impl Rules {
         if memchr::memmem::find(frame, self.canary).is_some() {
             return Class::Clear(Offender { headers, canary: true });
         }
-        match &packet.net {
+        let class = match &packet.net {
             Some(LaxNetSlice::Arp(_)) => Class::Control,
             Some(net) => self.classify_ip(net),
             None => Class::Other,
+        };
+        let is_node = |address: &IpAddr| self.nodes.iter().any(|net| net.contains(address));
+        match (class, &headers[..]) {
+            (Class::Other | Class::Fragment, [header, ..])
+                if is_node(&header.source) && is_node(&header.destination) =>
+            {
+                Class::Clear(Offender { headers, canary: false })
+            }
+            (class, _) => class,
         }
     }
 
@@ -195,6 +216,8 @@ mod tests {
             pods: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/32".parse().unwrap()],
             mesh_ports: 51820..=51827,
             canary: b"a canary of tests",
+            nodes: Vec::new(),
+            outside: Vec::new(),
         }
     }
 
@@ -310,6 +333,20 @@ mod tests {
             .write(&mut frame, ip_number::IPV6_ICMP, &solicitation)
             .unwrap();
         assert_eq!(rules().classify(&frame), Class::Control);
+    }
+
+    #[test]
+    fn between_nodes_only_wireguard_where_that_is_the_rule() {
+        let all = Rules { nodes: vec!["192.0.2.0/24".parse().unwrap()], ..rules() };
+        let frame = udp(NODE, PEER, 53, b"");
+        assert_eq!(rules().classify(&frame), Class::Other);
+        assert!(matches!(all.classify(&frame), Class::Clear(_)));
+        assert_eq!(all.classify(&udp(NODE, PEER, 51820, &[4, 0, 0, 0])), Class::WireGuard(4));
+        assert_eq!(all.classify(&udp(NODE, [198, 51, 100, 1], 53, b"")), Class::Other);
+        for machine in [[2; 6], [4; 6]] {
+            let outside = Rules { outside: vec![machine], ..all.clone() };
+            assert_eq!(outside.classify(&udp(POD, PEER, 53, b"")), Class::Outside);
+        }
     }
 
     #[test]

@@ -18,7 +18,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
-use ipnet::IpNet;
 use nix::net::if_::if_nametoindex;
 
 use crate::lab::Lab;
@@ -57,6 +56,8 @@ pub struct Report {
     pub fragments: u64,
     /// Whatever else, not of pods.
     pub other: u64,
+    /// Sent by or to machines outside of the cluster.
+    pub outside: u64,
     /// Frames the kernel had no room for: with any, the other numbers prove nothing.
     pub dropped: u64,
     /// The first packets in the clear, as lines of text.
@@ -66,7 +67,7 @@ pub struct Report {
 impl Report {
     /// All frames seen.
     pub fn total(&self) -> u64 {
-        self.wireguard + self.clear + self.control + self.fragments + self.other
+        self.wireguard + self.clear + self.control + self.fragments + self.other + self.outside
     }
 
     /// Fails when a packet was in the clear, or might have been.
@@ -113,19 +114,27 @@ struct Seen {
 impl Lab {
     /// Starts to listen to the whole underlay for packets of this lab's pods.
     pub fn capture(&self) -> Result<Capture> {
-        Capture::start(&self.underlay, &["underlay"], self.plan.cluster_cidrs(), MESH_PORTS)
+        Capture::start(&self.underlay, &["underlay"], self.rules())
+    }
+
+    /// [`Lab::capture`], where the attacker is a client outside of the cluster: what it sends and gets is its own
+    /// affair. With `hosts`, whatever nodes send each other is clear text, too, but for WireGuard.
+    pub fn capture_inside(&self, hosts: bool) -> Result<Capture> {
+        let nodes = if hosts { self.plan.node_cidrs() } else { Vec::new() };
+        let outside = vec![self.attacker.mac("eth0")?];
+        Capture::start(&self.underlay, &["underlay"], Rules { nodes, outside, ..self.rules() })
+    }
+
+    fn rules(&self) -> Rules {
+        let pods = self.plan.cluster_cidrs();
+        Rules { pods, mesh_ports: MESH_PORTS, canary: CANARY, nodes: Vec::new(), outside: Vec::new() }
     }
 }
 
 impl Capture {
     /// Starts to listen in `netns` to all interfaces but `lo` and those of `except` (the bridge itself, which
     /// would show again what its ports showed).
-    pub fn start(
-        netns: &Netns,
-        except: &[&str],
-        pods: Vec<IpNet>,
-        mesh_ports: RangeInclusive<u16>,
-    ) -> Result<Self> {
+    pub fn start(netns: &Netns, except: &[&str], rules: Rules) -> Result<Self> {
         let (ring, marker, loopback, except) = netns.run(|| {
             let index = |name: &str| if_nametoindex(name).map(|index| index as i32);
             let except = except.iter().map(|name| index(name)).collect::<Result<Vec<_>, _>>()?;
@@ -134,7 +143,7 @@ impl Capture {
         let shared = Arc::<Shared>::default();
         let mut listener = Listener {
             shared: shared.clone(),
-            rules: Rules { pods, mesh_ports, canary: CANARY },
+            rules,
             loopback,
             except,
             started: SystemTime::now().duration_since(UNIX_EPOCH)?,
@@ -247,6 +256,7 @@ impl Seen {
             Event::Frame(_, Class::Control) => report.control += 1,
             Event::Frame(_, Class::Fragment) => report.fragments += 1,
             Event::Frame(_, Class::Other) => report.other += 1,
+            Event::Frame(_, Class::Outside) => report.outside += 1,
             Event::Frame(time, Class::Clear(offender)) => {
                 report.clear += 1;
                 if report.offenders.len() < OFFENDERS_KEPT {

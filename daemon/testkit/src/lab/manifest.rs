@@ -17,6 +17,8 @@ pub struct Manifest {
     pub uid: String,
     /// `metadata.annotations`, beside those of other components.
     pub annotations: Vec<(String, String)>,
+    /// `metadata.labels`, beside those of every Node.
+    pub labels: Vec<(String, String)>,
     /// `spec.podCIDRs`; `spec.podCIDR` is the first.
     pub pod_cidrs: Vec<IpNet>,
     /// `status.addresses` of type InternalIP.
@@ -31,12 +33,19 @@ impl Manifest {
             (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
         });
         let uid = format!("{:08x}-0000-4000-8000-{:012x}", hash >> 32, hash & 0xffff_ffff_ffff);
-        Self { name: name.to_owned(), uid, annotations: Vec::new(), pod_cidrs, internal_ips }
+        Self {
+            name: name.to_owned(),
+            uid,
+            annotations: Vec::new(),
+            labels: Vec::new(),
+            pod_cidrs,
+            internal_ips,
+        }
     }
 
     /// The YAML document.
     pub fn to_yaml(&self) -> String {
-        let Self { name, uid, annotations, pod_cidrs, internal_ips } = self;
+        let Self { name, uid, annotations, labels, pod_cidrs, internal_ips } = self;
         // JSON strings are YAML strings, whatever they contain.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let list = |items: Vec<String>, indent: &str| {
@@ -45,10 +54,10 @@ impl Manifest {
                 text
             })
         };
-        let annotations: String = annotations
-            .iter()
-            .map(|(key, value)| format!("    {}: {}\n", quoted(key), quoted(value)))
-            .collect();
+        let map = |pairs: &[(String, String)]| -> String {
+            pairs.iter().map(|(key, value)| format!("    {}: {}\n", quoted(key), quoted(value))).collect()
+        };
+        let (annotations, labels) = (map(annotations), map(labels));
         let first_cidr = pod_cidrs.first().map(|cidr| format!("  podCIDR: {cidr}\n")).unwrap_or_default();
         let pod_cidrs = list(pod_cidrs.iter().map(|cidr| quoted(&cidr.to_string())).collect(), "  ");
         let addresses = list(
@@ -73,7 +82,7 @@ metadata:
     kubernetes.io/arch: amd64
     kubernetes.io/hostname: {name}
     kubernetes.io/os: linux
-  name: {name}
+{labels}  name: {name}
   resourceVersion: "1000"
   uid: {uid}
 spec:
