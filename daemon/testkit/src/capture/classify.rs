@@ -30,7 +30,8 @@ pub enum Class {
     WireGuard(u8),
     /// A packet of a pod, readable.
     Clear(Offender),
-    /// ARP, neighbour discovery, multicast listener reports: how machines on a link find each other.
+    /// ARP, neighbour discovery, multicast listener reports: how machines on a link find each other. And datagrams
+    /// of zeros to a port of the mesh, by which Warren finds out how large a packet may be.
     Control,
     /// A fragment of an IP packet other than those above. The mesh's own packets are never to be one.
     Fragment,
@@ -126,6 +127,12 @@ impl Rules {
                         .any(|p| self.mesh_ports.contains(p)) =>
                 {
                     Class::WireGuard(kind)
+                }
+                [_, _, d0, d1, _, _, _, _, 0, ref probe @ ..]
+                    if self.mesh_ports.contains(&u16::from_be_bytes([d0, d1]))
+                        && probe.iter().all(|byte| *byte == 0) =>
+                {
+                    Class::Control
                 }
                 _ => Class::Other,
             },
@@ -333,6 +340,13 @@ mod tests {
             .write(&mut frame, ip_number::IPV6_ICMP, &solicitation)
             .unwrap();
         assert_eq!(rules().classify(&frame), Class::Control);
+    }
+
+    #[test]
+    fn probes_of_paths_are_control_and_say_nothing() {
+        assert_eq!(rules().classify(&udp(NODE, PEER, 51820, &[0; 250])), Class::Control);
+        assert_eq!(rules().classify(&udp(NODE, PEER, 53, &[0; 250])), Class::Other);
+        assert_eq!(rules().classify(&udp(NODE, PEER, 51820, &[0, 0, 0, 0, 0, 1])), Class::Other);
     }
 
     #[test]

@@ -48,9 +48,11 @@ pub struct Report {
     pub wireguard: u64,
     /// Of these, those that carry packets (type 4; keepalives are among them).
     pub wireguard_data: u64,
+    /// The largest frame among them, in bytes from the Ethernet header on.
+    pub largest: u32,
     /// Packets in the clear.
     pub clear: u64,
-    /// ARP, neighbour discovery and the like.
+    /// ARP, neighbour discovery, probes of paths, and the like.
     pub control: u64,
     /// Fragments of packets that are not clear text.
     pub fragments: u64,
@@ -123,6 +125,11 @@ impl Lab {
         let nodes = if hosts { self.plan.node_cidrs() } else { Vec::new() };
         let outside = vec![self.attacker.mac("eth0")?];
         Capture::start(&self.underlay, &["underlay"], Rules { nodes, outside, ..self.rules() })
+    }
+
+    /// [`Lab::capture`] on another machine that packets pass: a router with links of its own.
+    pub fn capture_at(&self, router: &Netns) -> Result<Capture> {
+        Capture::start(router, &[], self.rules())
     }
 
     fn rules(&self) -> Rules {
@@ -235,29 +242,37 @@ impl Listener {
             return Some(Event::Marker(u64::from_be_bytes(*number.first_chunk()?)));
         }
         let counts = !self.except.contains(&frame.interface);
-        counts.then(|| Event::Frame(frame.time, self.rules.classify(frame.bytes)))
+        let Frame { time, length, bytes, .. } = *frame;
+        counts.then(|| Event::Frame { time, length, class: self.rules.classify(bytes) })
     }
 }
 
 enum Event {
     Marker(u64),
-    Frame(Duration, Class),
+    Frame { time: Duration, length: u32, class: Class },
 }
 
 impl Seen {
     fn count(&mut self, event: Event, started: Duration) {
         let report = &mut self.report;
-        match event {
-            Event::Marker(number) => self.marker = self.marker.max(number),
-            Event::Frame(_, Class::WireGuard(kind)) => {
+        let (time, length, class) = match event {
+            Event::Marker(number) => {
+                self.marker = self.marker.max(number);
+                return;
+            }
+            Event::Frame { time, length, class } => (time, length, class),
+        };
+        match class {
+            Class::WireGuard(kind) => {
                 report.wireguard += 1;
                 report.wireguard_data += u64::from(kind == 4);
+                report.largest = report.largest.max(length);
             }
-            Event::Frame(_, Class::Control) => report.control += 1,
-            Event::Frame(_, Class::Fragment) => report.fragments += 1,
-            Event::Frame(_, Class::Other) => report.other += 1,
-            Event::Frame(_, Class::Outside) => report.outside += 1,
-            Event::Frame(time, Class::Clear(offender)) => {
+            Class::Control => report.control += 1,
+            Class::Fragment => report.fragments += 1,
+            Class::Other => report.other += 1,
+            Class::Outside => report.outside += 1,
+            Class::Clear(offender) => {
                 report.clear += 1;
                 if report.offenders.len() < OFFENDERS_KEPT {
                     let at = time.saturating_sub(started).as_secs_f64();

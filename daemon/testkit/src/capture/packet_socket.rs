@@ -47,6 +47,8 @@ pub struct Frame<'a> {
     pub time: Duration,
     /// The interface it arrived on.
     pub interface: c_int,
+    /// Its whole length, in bytes.
+    pub length: u32,
     /// Its first [`SNAP_BYTES`] bytes, from the Ethernet header on.
     pub bytes: &'a [u8],
 }
@@ -116,6 +118,7 @@ impl Ring {
                 each(Frame {
                     time: Duration::new(about.tp_sec.into(), about.tp_nsec),
                     interface: link.sll_ifindex,
+                    length: about.tp_len,
                     bytes: std::slice::from_raw_parts(start, about.tp_snaplen as usize),
                 });
                 frame = frame.add(about.tp_next_offset as usize);
