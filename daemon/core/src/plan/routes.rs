@@ -37,6 +37,11 @@ fn least_mtu(family: Family) -> u32 {
     }
 }
 
+/// WireGuard fills what it encrypts up to a multiple of this many bytes, but not beyond the MTU it knows (whitepaper,
+/// section 5.4.6). The kernel's knows that of the route, one in userspace only that of its interface: what a route
+/// says is a multiple itself, or the largest packets would not fit once they are filled up.
+const PADDING: u32 = 16;
+
 /// What packets take to other nodes.
 pub(super) struct Ways<'a> {
     pub local: &'a Local<'a>,
@@ -59,7 +64,7 @@ impl Ways<'_> {
         let address = peer.endpoint.ip();
         let path = self.paths.get(&address).map(|path| path.saturating_sub(overhead(address)));
         let least = path.map_or(peer.mtu, |path| path.min(peer.mtu)).max(least_mtu(family));
-        (least < self.mtu).then_some(least)
+        (least < self.mtu).then_some(least - least % PADDING)
     }
 }
 
