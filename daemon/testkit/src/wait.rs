@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 /// How often a condition is looked at. Short beside everything that is waited for (handshakes, repairs of
-/// up to 2 s), long beside the cost of a look.
+/// up to 2 s), long beside the cost of a look. [`patient`].
 const INTERVAL: Duration = Duration::from_millis(20);
 
 /// By what the times of this module and of the scenarios are multiplied: `$WARREN_TEST_PATIENCE`, else 1. They
@@ -66,6 +66,6 @@ pub fn until_with_progress<T>(
             }
             Err(reason) => progress(start.elapsed(), &reason),
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(patient(INTERVAL));
     }
 }
