@@ -9,9 +9,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use warren_api::status::Status;
 use warren_api::{Backend, annotations, names};
-use warren_core::{Action, Desired, Guard, Own, Plan, Settings, Snapshot, Withdrawal, diff, plan};
+use warren_core::{Action, Desired, Guard, Numbers, Own, Plan, Settings, Snapshot, Withdrawal, diff, plan};
 
-use crate::args::{self, BackendChoice};
+use crate::args::{self, BackendChoice, Shares};
 use crate::hands::{Hands, Seen};
 use crate::happening;
 use crate::http::{self, Board};
@@ -47,7 +47,7 @@ const BUSY: u32 = 4;
 const SILENT_LOOKS: u32 = 15;
 
 /// Runs the daemon of one node until SIGTERM or SIGINT.
-pub async fn run(args: args::Run) -> anyhow::Result<()> {
+pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     let args::Run {
         node,
         registry,
@@ -69,14 +69,15 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         withdraw,
         resync,
     } = args;
+    let numbers = Numbers { listen_port, api_server_port, ..shares.numbers() };
     let flags = Settings {
         enforcement,
         cluster_cidrs,
         node_cidrs,
         service_cidrs,
         api_servers,
-        api_server_port,
         encrypt_host,
+        numbers,
         withdraw,
     };
     let settings = Source::open(flags, settings);
@@ -93,7 +94,7 @@ pub async fn run(args: args::Run) -> anyhow::Result<()> {
         listen_port,
         settings,
         status: None,
-        hands: Hands::new(program, names::interface(EPOCH, 0))?,
+        hands: Hands::new(program, names::interface(EPOCH, 0), numbers)?,
         voice: Voice::default(),
         failed: Vec::new(),
         guarded: Guard::default(),
@@ -162,8 +163,9 @@ fn watch(changed: &Arc<Notify>) -> anyhow::Result<()> {
 }
 
 /// Takes everything of Warren's off this node, in the order that keeps traffic safe to the end.
-pub async fn teardown() -> anyhow::Result<()> {
-    let hands = Hands::new(Some(Userspace::default_program()), names::interface(EPOCH, 0))?;
+pub async fn teardown(shares: Shares) -> anyhow::Result<()> {
+    let program = Some(Userspace::default_program());
+    let hands = Hands::new(program, names::interface(EPOCH, 0), shares.numbers())?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let seen = hands.look().await?;

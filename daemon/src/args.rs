@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use warren_api::names;
 use warren_api::status::Enforcement;
+use warren_core::{Numbers, Priorities};
 
 /// Encrypts all traffic between the pods of different nodes, or drops it.
 #[derive(Debug, Parser)]
@@ -17,6 +18,9 @@ pub struct Args {
     /// What to log: a level, or directives of the `tracing` filter syntax.
     #[arg(long, global = true, default_value = "info", env = "WARREN_LOG")]
     pub log: String,
+    /// What is Warren's of what others use, too.
+    #[command(flatten)]
+    pub shares: Shares,
     /// What to do instead of running.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -99,6 +103,33 @@ pub struct Run {
     pub resync: Duration,
 }
 
+/// What is Warren's of what others on the node use, too. When the daemon starts on a node where somebody else has it
+/// already, it says so and does nothing.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Shares {
+    /// The first of three consecutive routing tables.
+    #[arg(long, global = true, default_value_t = names::PODS_TABLE, value_parser = clap::value_parser!(u32).range(256..4_294_967_293))]
+    pub table: u32,
+    /// The first of four consecutive priorities of routing rules.
+    #[arg(long, global = true, default_value_t = names::PODS_RULE, value_parser = clap::value_parser!(u32).range(1..32_763))]
+    pub rule_priority: u32,
+    /// The mark of the tunnels' own packets: one bit, such as 0x1000.
+    #[arg(long, global = true, default_value = "0x1000", value_parser = mark)]
+    pub mark: u32,
+    /// The priorities of the nftables chains at prerouting (from -399 to -201), postrouting (above 100) and forward.
+    #[arg(long, global = true, value_name = "IN,OUT,FORWARD", default_value = "-300,300,-150", value_parser = priorities)]
+    #[arg(allow_hyphen_values = true)]
+    pub nft_priorities: Priorities,
+}
+
+impl Shares {
+    /// These, with the documented ports.
+    pub fn numbers(self) -> Numbers {
+        let Self { table, rule_priority: rule, mark, nft_priorities: chains } = self;
+        Numbers { table, rule, mark, chains, ..Numbers::default() }
+    }
+}
+
 /// Where nodes publish and watch announcements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Registry {
@@ -149,6 +180,26 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "write an address and a port, such as 192.0.2.1:9587".to_owned())
 }
 
+/// A single bit, in hexadecimal or decimal.
+fn mark(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    };
+    number.filter(|mark| mark.is_power_of_two()).ok_or_else(|| "write one bit, such as 0x1000".to_owned())
+}
+
+/// Three priorities that keep the guard's chains where they work: ahead of connection tracking, behind source NAT.
+fn priorities(text: &str) -> Result<Priorities, String> {
+    let numbers: Vec<i32> = text.split(',').filter_map(|number| number.parse().ok()).collect();
+    match numbers[..] {
+        [inbound, outbound, mss] if (-399..=-201).contains(&inbound) && outbound > 100 => {
+            Ok(Priorities { inbound, outbound, mss })
+        }
+        _ => Err("write three numbers, from -399 to -201, above 100, and any".to_owned()),
+    }
+}
+
 /// A duration such as `5s` or `500ms`, at least 100 ms: anything shorter would be a busy loop.
 fn duration(text: &str) -> Result<Duration, String> {
     let number = |digits: &str| digits.parse::<u64>().ok();
@@ -193,6 +244,25 @@ mod tests {
             "warrend --node a --registry dir:/r --external-tunnel --tunnel-program /p",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_shared_can_be_changed_where_it_works() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        let run = parse("warrend --node a --registry dir:/r").unwrap();
+        assert_eq!(run.shares.numbers(), Numbers::default());
+        let line = "--table 7000 --rule-priority 100 --mark 0x80000 --nft-priorities -310,400,0";
+        let changed = parse(&format!("warrend teardown {line}")).unwrap();
+        let chains = Priorities { inbound: -310, outbound: 400, mss: 0 };
+        let numbers = Numbers { table: 7000, rule: 100, mark: 0x80000, chains, ..Numbers::default() };
+        assert_eq!(changed.shares.numbers(), numbers);
+        for bad in ["--table 254", "--rule-priority 0", "--rule-priority 32766", "--mark 0x3000", "--mark 0"]
+        {
+            assert!(parse(&format!("warrend teardown {bad}")).is_err(), "{bad}");
+        }
+        for bad in ["-100,300,-150", "-300,100,-150", "-300,300", "-300,300,-150,0", "a,b,c"] {
+            assert!(priorities(bad).is_err(), "{bad}");
         }
     }
 

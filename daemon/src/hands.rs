@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use warren_api::status::GuardCounters;
-use warren_api::{Backend, PublicKey, names};
+use warren_api::{Backend, PublicKey};
 use warren_core::{
-    Action, Desired, DeviceChange, Guard, Observed, ObservedDevice, ObservedTunnel, RouteKind, Standing,
+    Action, Desired, DeviceChange, Guard, Numbers, Observed, ObservedDevice, ObservedTunnel, RouteKind,
+    Standing,
 };
 
 use crate::guard::{self, Found};
@@ -20,6 +21,7 @@ use crate::tunnel::Userspace;
 pub struct Hands {
     kernel: Kernel,
     userspace: Userspace,
+    numbers: Numbers,
 }
 
 /// All that was read back at one moment. The guard and the tunnels may not be readable; the rest of the node is
@@ -32,6 +34,7 @@ pub struct Seen {
     pub found: anyhow::Result<Found>,
     /// From the tunnels, by their interfaces.
     pub devices: BTreeMap<Arc<str>, anyhow::Result<ObservedDevice>>,
+    numbers: Numbers,
 }
 
 impl Seen {
@@ -66,7 +69,7 @@ impl Seen {
             tunnels.insert(interface.clone(), tunnel);
         }
         let (routes, rules) = (self.view.routes.clone(), self.view.rules.clone());
-        Observed { guard, guard_table, tunnels, routes, rules }
+        Observed { guard, guard_table, tunnels, strict: self.view.strict.clone(), routes, rules }
     }
 
     /// What is guarded and must not be forgotten: what the guard's sets hold, also where its rules are damaged,
@@ -83,11 +86,10 @@ impl Seen {
             // Merges two sorted sets, where `extend` would look each network up.
             before.append(&mut found);
         }
-        let blocks = self
-            .view
-            .routes
-            .iter()
-            .filter(|route| route.kind == RouteKind::Unreachable && route.table == names::PODS_TABLE);
+        let blocks =
+            self.view.routes.iter().filter(|route| {
+                route.kind == RouteKind::Unreachable && route.table == self.numbers.pods_table()
+            });
         guard.remote_pods.append(&mut blocks.map(|route| route.destination).collect());
         let alive = self.devices.iter().filter_map(|(interface, device)| {
             let peers = device.as_ref().ok()?.peers.iter().filter(|(_, peer)| peer.is_alive());
@@ -111,14 +113,15 @@ impl Seen {
 impl Hands {
     /// Adapters for the network namespace of the current thread; `program` starts the userspace tunnel, whose
     /// interface is `interface`, unless somebody else does.
-    pub fn new(program: Option<PathBuf>, interface: String) -> anyhow::Result<Self> {
-        Ok(Self { kernel: Kernel::open()?, userspace: Userspace::new(program, interface) })
+    pub fn new(program: Option<PathBuf>, interface: String, numbers: Numbers) -> anyhow::Result<Self> {
+        let kernel = Kernel::open(numbers)?;
+        Ok(Self { kernel, userspace: Userspace::new(program, interface), numbers })
     }
 
     /// Reads everything back. Without the kernel's own word there is nothing to go by.
     pub async fn look(&self) -> anyhow::Result<Seen> {
         let (view, found, userspace) =
-            tokio::join!(self.kernel.view(), guard::find(), self.userspace.observe());
+            tokio::join!(self.kernel.view(), guard::find(&self.numbers), self.userspace.observe());
         let view = view?;
         let mut devices = BTreeMap::new();
         let interface: Arc<str> = self.userspace.interface().into();
@@ -127,7 +130,7 @@ impl Hands {
         if let Some(device) = userspace.map_err(anyhow::Error::from).transpose().filter(|_| !kernels) {
             devices.insert(interface, device);
         }
-        Ok(Seen { view, found: found.map_err(Into::into), devices })
+        Ok(Seen { view, found: found.map_err(Into::into), devices, numbers: self.numbers })
     }
 
     /// Does what can be done together ([`Action::runs`]); returns what went wrong.
@@ -160,7 +163,7 @@ impl Hands {
     ) -> anyhow::Result<()> {
         match action {
             Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => {
-                guard::apply(action, counters).await?;
+                guard::apply(action, &self.numbers, counters).await?;
             }
             Action::StartTunnel { interface, backend } => self.start(interface, *backend).await?,
             Action::ConfigureDevice { interface, change } => {
@@ -171,6 +174,7 @@ impl Hands {
             Action::SetLink { .. }
             | Action::AddAddress { .. }
             | Action::RemoveAddress { .. }
+            | Action::Loosen { .. }
             | Action::AddRoute(_)
             | Action::RemoveRoute(_)
             | Action::AddRule(_)

@@ -6,7 +6,7 @@ use warrend::args::{Args, Command};
 use warrend::{agent, hardening, logs};
 
 fn main() -> anyhow::Result<()> {
-    let Args { log, command, run } = Args::parse();
+    let Args { log, shares, command, run } = Args::parse();
     logs::init(&log)?;
     hardening::forbid_core_dumps()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -15,8 +15,8 @@ fn main() -> anyhow::Result<()> {
         .context("the event loop could not be set up")?;
     runtime.block_on(async {
         match (command, run) {
-            (Some(Command::Teardown), _) => agent::teardown().await,
-            (None, Some(run)) => agent::run(run).await,
+            (Some(Command::Teardown), _) => agent::teardown(shares).await,
+            (None, Some(run)) => agent::run(run, shares).await,
             (None, None) => anyhow::bail!("nothing to do: see --help"),
         }
     })

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::Notify;
 use warren_api::names;
 use warren_api::status::{Enforcement, GuardCounters};
-use warren_core::{Action, Family, Guard, Port, Route, RouteKind, Rule};
+use warren_core::{Action, Family, Guard, Numbers, Port, Route, RouteKind, Rule};
 use warren_testkit::netns::Netns;
 use warren_testkit::scenario::{self, Scenario};
 use warrend::guard::{self, Found};
@@ -67,12 +67,16 @@ fn mk_guard() -> Guard {
 }
 
 async fn replace(guard: &Guard) -> Result<()> {
-    Ok(guard::apply(&Action::ReplaceGuard(guard.clone()), GuardCounters::default()).await?)
+    Ok(guard::apply(&Action::ReplaceGuard(guard.clone()), &Numbers::default(), GuardCounters::default())
+        .await?)
 }
 
 fn guard_round_trip() -> Result<()> {
     within(async |_| {
-        ensure!(guard::find().await? == Found::default(), "there is a guard where none was put");
+        ensure!(
+            guard::find(&Numbers::default()).await? == Found::default(),
+            "there is a guard where none was put"
+        );
         let strict = mk_guard();
         let permissive = Guard { enforcement: Enforcement::Permissive, ..mk_guard() };
         let empty = Guard::default();
@@ -90,12 +94,12 @@ fn guard_round_trip() -> Result<()> {
         let odd = Guard { local_pods: odd, remote_pods: BTreeSet::new(), ..mk_guard() };
         for guard in [&strict, &permissive, &empty, &odd, &strict] {
             replace(guard).await?;
-            let found = guard::find().await?;
+            let found = guard::find(&Numbers::default()).await?;
             ensure!(found.guard.as_ref() == Some(guard), "{guard:?} reads back as {found:?}");
         }
-        guard::apply(&Action::RemoveGuard, GuardCounters::default()).await?;
-        guard::apply(&Action::RemoveGuard, GuardCounters::default()).await?;
-        ensure!(guard::find().await? == Found::default(), "the guard is still there");
+        guard::apply(&Action::RemoveGuard, &Numbers::default(), GuardCounters::default()).await?;
+        guard::apply(&Action::RemoveGuard, &Numbers::default(), GuardCounters::default()).await?;
+        ensure!(guard::find(&Numbers::default()).await? == Found::default(), "the guard is still there");
         Ok(())
     })
 }
@@ -119,8 +123,8 @@ fn guard_updates() -> Result<()> {
                 ..Guard::default()
             };
             let update = Action::UpdateGuard { add: minus(&wanted, &now), remove: minus(&now, &wanted) };
-            guard::apply(&update, GuardCounters::default()).await?;
-            let found = guard::find().await?.guard;
+            guard::apply(&update, &Numbers::default(), GuardCounters::default()).await?;
+            let found = guard::find(&Numbers::default()).await?.guard;
             ensure!(found.as_ref() == Some(&wanted), "{wanted:?} reads back as {found:?}");
             now = wanted;
         }
@@ -148,7 +152,7 @@ fn guard_damage() -> Result<()> {
         ] {
             replace(&mk_guard()).await?;
             netns.nft(damage)?;
-            let found = guard::find().await?;
+            let found = guard::find(&Numbers::default()).await?;
             ensure!(found.guard.is_none(), "after {damage:?} the guard is taken for whole");
             ensure!(found.table == table, "after {damage:?}: {found:?}");
         }
@@ -159,12 +163,13 @@ fn guard_damage() -> Result<()> {
         netns.nft(&format!(
             "replace rule inet warren in handle {handle} ip saddr @remote_pods4 counter accept"
         ))?;
-        let found = guard::find().await?;
+        let found = guard::find(&Numbers::default()).await?;
         ensure!(found.guard.is_none(), "a replaced rule is taken for the guard's");
         ensure!(found.sets.remote_pods == mk_guard().remote_pods, "what is guarded is forgotten: {found:?}");
         replace(&mk_guard()).await?;
         netns.nft("delete element inet warren remote_pods4 { 10.244.2.0/24 }")?;
-        let found = guard::find().await?.guard.context("a missing element is no broken guard")?;
+        let found =
+            guard::find(&Numbers::default()).await?.guard.context("a missing element is no broken guard")?;
         ensure!(found.remote_pods == &mk_guard().remote_pods - &nets(&["10.244.2.0/24"]));
         Ok(())
     })
@@ -173,8 +178,8 @@ fn guard_damage() -> Result<()> {
 fn guard_counters() -> Result<()> {
     within(async |_| {
         let counters = GuardCounters { out_pod: 1, out_node: 2, in_pod: 3, in_node: 4 };
-        guard::apply(&Action::ReplaceGuard(mk_guard()), counters).await?;
-        ensure!(guard::find().await?.counters == counters);
+        guard::apply(&Action::ReplaceGuard(mk_guard()), &Numbers::default(), counters).await?;
+        ensure!(guard::find(&Numbers::default()).await?.counters == counters);
         Ok(())
     })
 }
@@ -186,7 +191,7 @@ fn guard_size() -> Result<()> {
         let start = std::time::Instant::now();
         replace(&guard).await?;
         let written = start.elapsed();
-        ensure!(guard::find().await?.guard.as_ref() == Some(&guard));
+        ensure!(guard::find(&Numbers::default()).await?.guard.as_ref() == Some(&guard));
         println!("5000 networks: written in {written:?}, read back in {:?}", start.elapsed() - written);
         Ok(())
     })
@@ -224,7 +229,7 @@ address add fd00:1::/128 dev warren-a0 nodad";
 fn routing_round_trip() -> Result<()> {
     within(async |netns| {
         ip(netns, ADDRESSES)?;
-        let kernel = Kernel::open()?;
+        let kernel = Kernel::open(Numbers::default())?;
         let routes: BTreeSet<Route> = [
             mk_route("10.244.2.0/24", through(Some("10.244.1.0"))),
             mk_route("10.244.2.0/24", RouteKind::Unreachable),
@@ -289,7 +294,7 @@ fn routing_round_trip() -> Result<()> {
 fn routing_conflicts() -> Result<()> {
     within(async |netns| {
         ip(netns, ADDRESSES)?;
-        let kernel = Kernel::open()?;
+        let kernel = Kernel::open(Numbers::default())?;
         for (destination, source) in [("10.244.2.0/24", "10.244.1.0"), ("fd00:2::/64", "fd00:1::")] {
             let ways = [
                 over(&LANES[..1], None, None),

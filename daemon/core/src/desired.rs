@@ -15,6 +15,9 @@ pub struct Desired {
     pub guard: Option<Guard>,
     /// The tunnels by their interfaces, one for each lane; none while the own node is unknown to the registry.
     pub tunnels: BTreeMap<Arc<str>, Tunnel>,
+    /// The links of the underlay, by their numbers, on which packets of other nodes arrive whose answers go into
+    /// tunnels: a strict reverse-path filter would refuse them there.
+    pub loose: BTreeSet<u32>,
     /// All routes of Warren's own tables.
     pub routes: BTreeSet<Route>,
     /// The rules that lead to those tables.

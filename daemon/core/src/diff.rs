@@ -72,6 +72,11 @@ pub enum Action {
         /// The address.
         address: IpAddr,
     },
+    /// Make the reverse-path filter of an underlay's link loose.
+    Loosen {
+        /// Its number.
+        link: u32,
+    },
     /// Add a route, in place of one with the same key.
     AddRoute(Route),
     /// Remove a route.
@@ -127,6 +132,7 @@ impl Action {
             Self::RemoveRoute(_) | Self::RemoveRule(_) | Self::StopTunnel { .. } => true,
             Self::ReplaceGuard(_) | Self::UpdateGuard { .. } | Self::StartTunnel { .. } => false,
             Self::ConfigureDevice { .. } | Self::SetLink { .. } | Self::AddAddress { .. } => false,
+            Self::Loosen { .. } => false,
             Self::AddRoute(_) | Self::AddRule(_) => false,
         }
     }
@@ -153,6 +159,7 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let (tunnels, blocks): (Vec<_>, Vec<_>) =
         add.into_iter().partition(|route| matches!(route.kind, RouteKind::Tunnel { .. }));
     actions.extend(blocks.into_iter().map(Action::AddRoute));
+    actions.extend(desired.loose.intersection(&observed.strict).map(|link| Action::Loosen { link: *link }));
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
     actions.extend(add.into_iter().map(Action::AddRule));
     actions.extend(stops);
@@ -357,6 +364,12 @@ impl fmt::Display for Action {
             Self::StartTunnel { interface, backend } => write!(f, "start the {backend} tunnel {interface}"),
             Self::ConfigureDevice { interface, change } => {
                 write!(f, "configure the tunnel {interface} ({change})")
+            }
+            Self::Loosen { link } => {
+                write!(
+                    f,
+                    "make the reverse-path filter of interface {link} loose (net.ipv4.conf.*.rp_filter=2)"
+                )
             }
             Self::SetLink { interface, mtu } => write!(f, "bring {interface} up with MTU {mtu}"),
             Self::AddAddress { interface, address } => write!(f, "add address {address} to {interface}"),

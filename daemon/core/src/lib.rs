@@ -17,12 +17,14 @@ pub mod claims;
 pub mod desired;
 pub mod diff;
 pub mod nets;
+pub mod numbers;
 pub mod observed;
 pub mod plan;
 pub mod snapshot;
 
 pub use desired::{Desired, Family, Guard, Port, Route, RouteKind, Rule, Tunnel, TunnelPeer};
 pub use diff::{Action, DeviceChange, PeerChange, diff};
+pub use numbers::{Numbers, Priorities};
 pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer, ObservedTunnel};
 pub use plan::{PeerInfo, Plan, Standing, Withdrawal, overhead, plan};
 pub use snapshot::{LocalAddress, NodeRecord, Own, Record, Settings, Snapshot};

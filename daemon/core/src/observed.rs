@@ -19,6 +19,8 @@ pub struct Observed {
     pub guard_table: bool,
     /// Everything that may be a tunnel, by the name of its interface.
     pub tunnels: BTreeMap<Arc<str>, ObservedTunnel>,
+    /// The links whose reverse-path filter is strict, by their numbers.
+    pub strict: BTreeSet<u32>,
     /// All routes in Warren's tables, as far as Warren could have made them.
     pub routes: BTreeSet<Route>,
     /// All rules that lead to Warren's tables; a rule may stand twice.

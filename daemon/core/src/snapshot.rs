@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::Family;
+use crate::numbers::Numbers;
 use ipnet::IpNet;
 use warren_api::status::Enforcement;
 use warren_api::{Announcement, AnnouncementError, Backend, Node, PublicKey, annotations};
@@ -47,6 +48,8 @@ pub struct Own {
 pub struct LocalAddress {
     /// The address, with the prefix of its link's subnet.
     pub net: IpNet,
+    /// The link's number.
+    pub link: u32,
     /// The link's MTU, in bytes.
     pub mtu: u32,
 }
@@ -72,10 +75,10 @@ pub struct Settings {
     pub service_cidrs: Vec<IpNet>,
     /// Where the API server is: no pod has such an address, and a node only if it is of the control plane.
     pub api_servers: Vec<IpAddr>,
-    /// The API server's port, beside its address what is exempt from `encrypt_host`.
-    pub api_server_port: u16,
     /// Encrypt what nodes' own programs send each other, too.
     pub encrypt_host: bool,
+    /// What is Warren's of what others on the node use, too.
+    pub numbers: Numbers,
     /// Leave the mesh: send nothing through tunnels, announce nothing, and go once nobody else announces.
     pub withdraw: bool,
 }

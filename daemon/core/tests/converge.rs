@@ -52,6 +52,7 @@ impl Model {
                 now.tunnels.insert(interface, tunnel);
             }
             Action::ConfigureDevice { interface, change } => self.configure(&interface, change, desired),
+            Action::Loosen { link } => drop(now.strict.remove(&link)),
             Action::SetLink { interface, mtu } => {
                 let link = self.link(&interface);
                 *link = ObservedLink { mtu, up: true, loose: true, ..link.clone() };
@@ -239,9 +240,10 @@ prop_compose! {
         tunnels in prop::collection::vec(any_tunnel(), 0..=3),
         routes in prop::collection::btree_set(any_route(), 0..8),
         rules in prop::collection::btree_set(any_rule(), 0..4),
+        loose in prop::collection::btree_set(1..4u32, 0..3),
     ) -> Desired {
         let tunnels = LANES.into_iter().map(Arc::from).zip(tunnels).collect();
-        let mut desired = Desired { guard, tunnels, routes: BTreeSet::new(), rules };
+        let mut desired = Desired { guard, tunnels, loose, routes: BTreeSet::new(), rules };
         for route in routes {
             let there = |interface: &Arc<str>| desired.tunnels.contains_key(interface);
             if is_possible(&route, there) && desired.routes.iter().all(|other| other.key() != route.key()) {
@@ -286,12 +288,12 @@ prop_compose! {
         guard in prop::option::of(any_guard()), broken in any::<bool>(),
         tunnels in prop::collection::vec(any_observed_tunnel(), 0..=3),
         routes in prop::collection::btree_set(any_route(), 0..8),
-        rules in prop::collection::vec(any_rule(), 0..6),
+        rules in prop::collection::vec(any_rule(), 0..6), strict in prop::collection::btree_set(1..4u32, 0..3),
     ) -> Observed {
         let tunnels = LANES.into_iter().map(Arc::from).zip(tunnels);
         let tunnels = tunnels.filter(|(_, tunnel)| tunnel.link.is_some() || tunnel.device.is_some()).collect();
         let mut observed = Observed {
-            guard_table: guard.is_some() || broken, guard, tunnels, routes: BTreeSet::new(), rules,
+            guard_table: guard.is_some() || broken, guard, tunnels, strict, routes: BTreeSet::new(), rules,
         };
         for route in routes {
             let up = |interface: &Arc<str>| {
@@ -319,6 +321,7 @@ proptest! {
         prop_assert!(rest.is_empty(), "after all, still to do: {:?}", rest);
         prop_assert_eq!(&model.0.guard, &desired.guard);
         prop_assert_eq!(&model.0.routes, &desired.routes);
+        prop_assert!(model.0.strict.is_disjoint(&desired.loose));
         let rules: BTreeSet<Rule> = model.0.rules.iter().cloned().collect();
         prop_assert_eq!(rules.len(), model.0.rules.len(), "a rule stands twice");
         prop_assert_eq!(&rules, &desired.rules);

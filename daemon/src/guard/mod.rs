@@ -14,7 +14,7 @@ use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use warren_api::status::GuardCounters;
-use warren_core::{Action, Guard};
+use warren_core::{Action, Guard, Numbers};
 
 use nftables::Socket;
 use readback::Listing;
@@ -60,8 +60,8 @@ pub enum GuardError {
 }
 
 /// Reads back what stands in the kernel.
-pub async fn find() -> Result<Found, GuardError> {
-    Ok(list()?.as_ref().map(readback::found).unwrap_or_default())
+pub async fn find(numbers: &Numbers) -> Result<Found, GuardError> {
+    Ok(list()?.map(|listing| readback::found(&listing, numbers)).unwrap_or_default())
 }
 
 /// What the guard's table holds, if there is one.
@@ -70,12 +70,12 @@ fn list() -> Result<Option<Listing>, GuardError> {
 }
 
 /// Does one thing that concerns the guard. `counters` are carried over where the table is written anew.
-pub async fn apply(action: &Action, counters: GuardCounters) -> Result<(), GuardError> {
+pub async fn apply(action: &Action, numbers: &Numbers, counters: GuardCounters) -> Result<(), GuardError> {
     match action {
         Action::ReplaceGuard(guard) => {
-            run(action, &script::replace(guard, counters)).await?;
+            run(action, &script::replace(guard, numbers, counters)).await?;
             let readback = list()?.map(|listing| listing.fingerprint).unwrap_or_default();
-            run(action, &script::put_seal(&script::seal(guard, readback))).await
+            run(action, &script::put_seal(&script::seal(guard, numbers, readback))).await
         }
         Action::UpdateGuard { add, remove } => Socket::open()
             .and_then(|mut socket| socket.update(&script::sets(remove), &script::sets(add)))

@@ -5,7 +5,7 @@ use std::io;
 
 use ipnet::IpNet;
 use warren_api::status::{Enforcement, GuardCounters};
-use warren_core::Guard;
+use warren_core::{Guard, Numbers};
 
 use super::Found;
 use super::nftables::Socket;
@@ -55,7 +55,7 @@ pub fn list(socket: &mut Socket) -> io::Result<Option<Listing>> {
 }
 
 /// What stands in the kernel.
-pub fn found(listing: &Listing) -> Found {
+pub fn found(listing: &Listing, numbers: &Numbers) -> Found {
     let net = |name: &str| {
         [4, 6].iter().filter_map(|n| listing.sets.get(&format!("{name}{n}"))).flatten().copied().collect()
     };
@@ -69,7 +69,7 @@ pub fn found(listing: &Listing) -> Found {
     let rules = Guard { local_pods: sets.local_pods.clone(), ..Guard::default() };
     let sealed = |enforcement: &Enforcement| {
         let guard = Guard { enforcement: *enforcement, ..rules.clone() };
-        listing.seals == [script::seal(&guard, listing.fingerprint)]
+        listing.seals == [script::seal(&guard, numbers, listing.fingerprint)]
     };
     let enforcement = [Enforcement::Strict, Enforcement::Permissive].into_iter().find(sealed);
     let [out_pod, out_node, in_pod, in_node] =

@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
-use warren_api::names::{GUARD_TABLE, INTERFACE_PREFIX, MARK};
+use warren_api::names::{GUARD_TABLE, INTERFACE_PREFIX};
 use warren_api::status::{Enforcement, GuardCounters};
-use warren_core::Guard;
+use warren_core::{Guard, Numbers, Priorities};
 
 /// A base chain of the guard.
 struct Chain {
@@ -62,7 +62,13 @@ const FAMILIES: [Words; 2] = [
 /// wire, and in what an ICMP error quotes, too. `mss` keeps TCP within the tunnel's MTU (RFC 4459, 3.2).
 ///
 /// Interfaces are trusted by their prefix: only this node's root can make one of that name.
-fn chains(guard: &Guard) -> [Chain; 3] {
+fn chains(guard: &Guard, numbers: &Numbers) -> [Chain; 3] {
+    let Numbers {
+        mark,
+        chains: Priorities { inbound: before, outbound: behind, mss: forward },
+        api_server_port: api,
+        ..
+    } = *numbers;
     let verdict = match guard.enforcement {
         Enforcement::Strict => " drop",
         Enforcement::Permissive => "",
@@ -85,16 +91,20 @@ fn chains(guard: &Guard) -> [Chain; 3] {
             ));
         }
         outbound.extend(neighbours.map(|neighbours| format!("{ip} daddr @hosts{n} {neighbours} accept")));
-        outbound
-            .push(format!("{ip} daddr @hosts{n} meta mark & {MARK:#x} == 0 counter name out_node{verdict}"));
+        let exempt = ["tcp sport", "tcp dport"].map(|end| format!("{ip} daddr @hosts{n} {end} {api} accept"));
+        outbound.extend(exempt);
+        // The tunnels' own, and what asks for the path's MTU on their behalf. The mark alone is not enough: in many
+        // containers a program may set any.
+        outbound.push(format!("{ip} daddr @hosts{n} meta mark & {mark:#x} != 0 meta l4proto udp accept"));
+        outbound.push(format!("{ip} daddr @hosts{n} counter name out_node{verdict}"));
     }
     let mss = vec![format!(
         "oifname \"{INTERFACE_PREFIX}*\" tcp flags & (syn | rst) == syn tcp option maxseg size set rt mtu"
     )];
     [
-        Chain { name: "in", hook: "prerouting", priority: -300, rules: inbound },
-        Chain { name: "out", hook: "postrouting", priority: 300, rules: outbound },
-        Chain { name: "mss", hook: "forward", priority: -150, rules: mss },
+        Chain { name: "in", hook: "prerouting", priority: before, rules: inbound },
+        Chain { name: "out", hook: "postrouting", priority: behind, rules: outbound },
+        Chain { name: "mss", hook: "forward", priority: forward, rules: mss },
     ]
 }
 
@@ -115,9 +125,9 @@ fn prefix(net: &IpNet) -> (u8, String) {
 /// The name of the chain that seals a guard: it tells which rules were written, and how they read back right
 /// after (`readback`, a fingerprint). A rule that is missing, added, moved, replaced, or of another version
 /// of Warren or nft breaks the seal.
-pub fn seal(guard: &Guard, readback: u64) -> String {
+pub fn seal(guard: &Guard, numbers: &Numbers, readback: u64) -> String {
     let mut written = format!("{:?}", guard.enforcement);
-    for Chain { name, hook, priority, rules } in chains(guard) {
+    for Chain { name, hook, priority, rules } in chains(guard, numbers) {
         let _ = write!(written, "{name} {hook} {priority} {rules:?}");
     }
     format!("seal_{:016x}_{readback:016x}", fingerprint(written.as_bytes()))
@@ -158,7 +168,7 @@ pub fn sets(guard: &Guard) -> [(&'static str, Vec<IpNet>); 8] {
 }
 
 /// Puts the whole guard in place of whatever stands there. One transaction: there is no moment without it.
-pub fn replace(guard: &Guard, counters: GuardCounters) -> String {
+pub fn replace(guard: &Guard, numbers: &Numbers, counters: GuardCounters) -> String {
     let mut script = format!("{}add table inet {GUARD_TABLE}\ntable inet {GUARD_TABLE} {{\n", remove());
     for (counter, packets) in COUNTERS.iter().zip(counter_values(&counters)) {
         let _ = writeln!(script, "  counter {counter} {{ packets {packets} bytes 0; }}");
@@ -168,7 +178,7 @@ pub fn replace(guard: &Guard, counters: GuardCounters) -> String {
         let elements = if nets.is_empty() { String::new() } else { format!("elements = {}; ", list(&nets)) };
         let _ = writeln!(script, "  set {name} {{ type {kind}; flags interval; {elements}}}");
     }
-    for Chain { name, hook, priority, rules } in chains(guard) {
+    for Chain { name, hook, priority, rules } in chains(guard, numbers) {
         let _ = writeln!(script, "  chain {name} {{");
         let _ = writeln!(script, "    type filter hook {hook} priority {priority}; policy accept;");
         for rule in rules {
@@ -212,9 +222,12 @@ mod tests {
         let guard = Guard { local_pods: ["10.244.1.0/24".parse().unwrap()].into(), ..Guard::default() };
         let permissive = Guard { enforcement: Enforcement::Permissive, ..guard.clone() };
         let other = Guard { local_pods: ["10.244.2.0/24".parse().unwrap()].into(), ..guard.clone() };
+        let numbers = Numbers::default();
+        let seal = |guard: &Guard, readback| seal(guard, &numbers, readback);
         let seals: BTreeSet<String> = [&guard, &permissive, &other].map(|guard| seal(guard, 7)).into();
         assert_eq!(seals.len(), 3);
         assert_ne!(seal(&guard, 7), seal(&guard, 8));
+        assert_ne!(seal(&guard, 7), super::seal(&guard, &Numbers { mark: 0x100, ..numbers }, 7));
         let more = Guard { remote_pods: ["10.244.3.0/24".parse().unwrap()].into(), ..guard.clone() };
         assert_eq!(seal(&guard, 7), seal(&more, 7), "the sets change without breaking the seal");
     }

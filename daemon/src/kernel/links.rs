@@ -21,9 +21,12 @@ const RP_FILTER: u16 = 8;
 /// so that a strict one becomes loose here and stays strict elsewhere.
 const LOOSE: u32 = 2;
 
+/// The one that takes packets only from where their answers would go.
+const STRICT: i32 = 1;
+
 /// A tunnel's interface, if it is one that Warren made.
 pub fn observed(link: &LinkMessage, addresses: BTreeSet<IpAddr>) -> Option<ObservedLink> {
-    let (mut kind, mut alias, mut rp_filter) = (None, "", 0);
+    let (mut kind, mut alias) = (None, "");
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::LinkInfo(infos) => {
@@ -32,7 +35,6 @@ pub fn observed(link: &LinkMessage, addresses: BTreeSet<IpAddr>) -> Option<Obser
                     .find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind) } else { None });
             }
             LinkAttribute::IfAlias(text) => alias = text,
-            LinkAttribute::AfSpecUnspec(families) => rp_filter = reverse_path_filter(families),
             _ => {}
         }
     }
@@ -42,13 +44,34 @@ pub fn observed(link: &LinkMessage, addresses: BTreeSet<IpAddr>) -> Option<Obser
         _ => return None,
     };
     let up = link.header.flags.contains(LinkFlags::Up);
-    Some(ObservedLink { backend, mtu: mtu(link), up, loose: rp_filter == LOOSE as i32, addresses })
+    Some(ObservedLink {
+        backend,
+        mtu: mtu(link),
+        up,
+        loose: reverse_path_filter(link) == LOOSE as i32,
+        addresses,
+    })
 }
 
-fn reverse_path_filter(families: &[AfSpecUnspec]) -> i32 {
-    let inet = families
-        .iter()
-        .find_map(|family| if let AfSpecUnspec::Inet(inet) = family { Some(inet) } else { None });
+/// Whether an interface's reverse-path filter is strict; `common` is that of all interfaces, of which the greater
+/// counts.
+pub fn is_strict(link: &LinkMessage, common: i32) -> bool {
+    reverse_path_filter(link).max(common) == STRICT
+}
+
+/// The reverse-path filter that all interfaces have at least; none where that cannot be read.
+pub fn common_filter() -> i32 {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").ok();
+    text.and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+}
+
+fn reverse_path_filter(link: &LinkMessage) -> i32 {
+    let inet = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::AfSpecUnspec(families) => families
+            .iter()
+            .find_map(|family| if let AfSpecUnspec::Inet(inet) = family { Some(inet) } else { None }),
+        _ => None,
+    });
     let conf = inet.into_iter().flatten().find_map(|spec| match spec {
         AfSpecInet::DevConf(conf) => Some(conf.rp_filter),
         _ => None,
@@ -75,10 +98,23 @@ pub fn up(index: u32, mtu: u32) -> Request {
     header[12..16].copy_from_slice(&flag);
     let mut request = Request::new(libc::RTM_SETLINK, 0, &header);
     request.put(libc::IFLA_MTU, &mtu.to_ne_bytes());
+    put_loose(&mut request);
+    request
+}
+
+/// What makes an interface's reverse-path filter loose.
+pub fn loosen(index: u32) -> Request {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut request = Request::new(libc::RTM_SETLINK, 0, &header);
+    put_loose(&mut request);
+    request
+}
+
+fn put_loose(request: &mut Request) {
     request.nest(libc::IFLA_AF_SPEC, |families| {
         families.nest(libc::AF_INET as u16, |inet| {
             inet.nest(INET_CONF, |conf| conf.put(RP_FILTER, &LOOSE.to_ne_bytes()));
         });
     });
-    request
 }

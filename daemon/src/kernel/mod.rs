@@ -20,7 +20,7 @@ use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rtnetlink::{Handle, IpVersion};
 use warren_api::names;
-use warren_core::{Action, Family, LocalAddress, ObservedLink, Route, RouteKind, Rule};
+use warren_core::{Action, Family, LocalAddress, Numbers, ObservedLink, Route, RouteKind, Rule};
 
 use crate::netlink::{Request, Socket};
 use routes::Interfaces;
@@ -34,6 +34,7 @@ pub struct Kernel {
     handle: Handle,
     /// For routes, of which there are several for each node of the cluster.
     socket: Mutex<Socket>,
+    numbers: Numbers,
 }
 
 /// What the kernel holds that matters to Warren.
@@ -43,6 +44,8 @@ pub struct View {
     pub links: BTreeMap<Arc<str>, ObservedLink>,
     /// Interfaces that have the name of a tunnel's and are not Warren's.
     pub foreign: BTreeSet<Arc<str>>,
+    /// The other interfaces whose reverse-path filter is strict, by their numbers.
+    pub strict: BTreeSet<u32>,
     /// All routes in Warren's tables.
     pub routes: BTreeSet<Route>,
     /// All rules that lead there.
@@ -82,11 +85,11 @@ pub enum KernelError {
 
 impl Kernel {
     /// Opens a connection and has it served in the background.
-    pub fn open() -> Result<Self, KernelError> {
+    pub fn open(numbers: Numbers) -> Result<Self, KernelError> {
         let socket = Socket::open(NETLINK_ROUTE).map_err(KernelError::Open)?;
         let (connection, handle, _) = rtnetlink::new_connection().map_err(KernelError::Open)?;
         tokio::spawn(connection);
-        Ok(Self { handle, socket: Mutex::new(socket) })
+        Ok(Self { handle, socket: Mutex::new(socket), numbers })
     }
 
     /// Reads back all that matters.
@@ -95,6 +98,7 @@ impl Kernel {
         let addresses: Vec<AddressMessage> =
             collect("addresses", self.handle.address().get().execute()).await?;
         let mut view = View::default();
+        let filter = links::common_filter();
         for link in &links {
             let Some(name) = name_of(link) else { continue };
             let on_link = addresses.iter().filter(|address| address.header.index == link.header.index);
@@ -106,9 +110,16 @@ impl Kernel {
                     None => drop(view.foreign.insert(name.into())),
                 }
             } else if !name.starts_with(names::INTERFACE_PREFIX) {
+                if links::is_strict(link, filter) {
+                    view.strict.insert(link.header.index);
+                }
                 let mtu =
                     if link.header.flags.contains(LinkFlags::Loopback) { ETHERNET } else { links::mtu(link) };
-                view.local_addresses.extend(nets.map(|net| LocalAddress { net, mtu }));
+                view.local_addresses.extend(nets.map(|net| LocalAddress {
+                    net,
+                    link: link.header.index,
+                    mtu,
+                }));
             }
         }
         for version in [IpVersion::V4, IpVersion::V6] {
@@ -124,7 +135,7 @@ impl Kernel {
         let mut socket = self.socket();
         let mut found = Vec::new();
         for family in [Family::V4, Family::V6] {
-            for table in [names::PODS_TABLE, names::NODES_TABLE, names::HOSTS_TABLE] {
+            for table in self.numbers.tables() {
                 let routes = routes::list(&mut socket, family, table, interfaces);
                 found.extend(routes.map_err(|source| KernelError::Read { what: "routes", source })?);
             }
@@ -176,18 +187,23 @@ impl Kernel {
         errors
     }
 
+    /// Sends the one request that an action takes.
+    fn send(&self, action: &Action, request: Request) -> Result<(), KernelError> {
+        let refused = self.socket().change(&mut [request]);
+        let result = refused.and_then(|refused| match refused.into_iter().next() {
+            Some((_, source)) => Err(source),
+            None => Ok(()),
+        });
+        result.map_err(|source| refusal(action.to_string(), source))
+    }
+
     /// Does one thing that concerns the kernel.
     pub async fn apply(&self, action: &Action) -> Result<(), KernelError> {
         let result = match action {
             Action::SetLink { interface, mtu } => {
-                let mut request = [links::up(index(interface)?, *mtu)];
-                let refused = self.socket().change(&mut request);
-                let result = refused.and_then(|refused| match refused.into_iter().next() {
-                    Some((_, source)) => Err(source),
-                    None => Ok(()),
-                });
-                return result.map_err(|source| refusal(action.to_string(), source));
+                return self.send(action, links::up(index(interface)?, *mtu));
             }
+            Action::Loosen { link } => return self.send(action, links::loosen(*link)),
             Action::AddAddress { interface, address } => {
                 let index = index(interface)?;
                 let full = if address.is_ipv4() { 32 } else { 128 };

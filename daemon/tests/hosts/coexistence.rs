@@ -113,8 +113,8 @@ pub fn marks_and_rules() -> Result<()> {
                  chain pre { type filter hook prerouting priority -350; meta mark set meta mark or 0xe000; }\n\
                  chain out { type route hook output priority -350; meta mark set meta mark or 0xe000; }\n}\n",
             )?;
-            for priority in [5179, 5180, 5184] {
-                node.netns.ip(&format!("-4 rule add fwmark 0x8000/0x8000 lookup 777 priority {priority}"))?;
+            for priority in [5179, 5184] {
+                node.netns.ip(&format!("rule add fwmark 0x8000/0x8000 lookup 777 priority {priority}"))?;
             }
         }
         town.start(&["--encrypt-host"])?;
@@ -124,7 +124,7 @@ pub fn marks_and_rules() -> Result<()> {
         let node = town.node(1);
         let other = town.node(2).ips[0];
         node.netns.ip(&format!(
-            "route add 10.244.2.0/24 via {other} dev eth0 table 777\nroute add {other} dev eth0 table 777"
+            "rule add fwmark 0x8000/0x8000 lookup 777 priority 5180\nroute add 10.244.2.0/24 via {other} dev eth0 table 777\nroute add {other} dev eth0 table 777"
         ))?;
         let target = town.pod(2, 1).ipv4();
         no_ping(&town.pod(1, 1).netns, target).context("past the tunnel")?;

@@ -219,11 +219,12 @@ pub fn pairs() -> Result<()> {
 
         let manifest = town.node(4).manifest_path();
         let text = fs::read_to_string(&manifest)?;
-        ensure!(text.contains(LABEL), "the label is away");
-        write_atomically(
-            &manifest,
-            text.replace(&format!("{LABEL}\": \"false\""), &format!("{LABEL}\": \"true\"")),
-        )?;
+        let labelled_in: String = text
+            .lines()
+            .map(|line| if line.contains(LABEL) { line.replace("false", "true") } else { line.to_owned() } + "\n")
+            .collect();
+        ensure!(labelled_in != text, "the label is away");
+        write_atomically(&manifest, labelled_in)?;
         await_hosts(town, &[(1, 4), (2, 4)])?;
         town.encrypted(4 * 2 * 20, || between(town, &[(1, 4), (2, 4)])).context("no longer left out")
     })

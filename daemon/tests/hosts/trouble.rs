@@ -122,7 +122,7 @@ pub fn ways_around() -> Result<()> {
         let node = town.node(1);
         for ip in town.node(2).ips.iter().chain(&town.node(3).ips) {
             // Marked by kube-proxy or portmap, or with every mark there is: capability NET_RAW is enough for that.
-            for mark in ["0x4000", "0x8000", "0x2000", "0x80", "0xffffffff"] {
+            for mark in ["0x4000", "0x8000", "0x2000", "0x80", "0x1000", "0x7fffffff"] {
                 node.netns.sh(&pinging(&format!("-m {mark}"), *ip)).ok();
             }
             node.netns.sh(&pinging("-I eth0", *ip)).ok();

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use warren_api::announcement::{self, Announcement, EpochKey};
-use warren_api::names;
 use warren_api::status::{Enforcement, Quarantined};
 use warren_api::{Backend, PublicKey};
 
@@ -135,20 +134,27 @@ pub fn plan(snapshot: &Snapshot, standing: &Standing) -> Plan {
             hold: false,
         };
     }
-    let mut routes = routes::blocks(&blocked, settings.enforcement);
-    let mut rules: BTreeSet<_> = routes::rules(&local, &blocked).collect();
+    let mut routes = routes::blocks(&blocked, settings);
+    let mut rules: BTreeSet<_> = routes::rules(&local, &blocked, settings.numbers).collect();
     let mut tunnels = BTreeMap::new();
     if usable {
-        let ways = Ways { local: &local, lanes: &lanes, paths, mtu };
+        let ways = Ways { local: &local, lanes: &lanes, paths, mtu, numbers: settings.numbers };
         routes.extend(routes::to_pods(&ways, &peers, settings.enforcement));
         routes.extend(routes::to_hosts(&ways, &hosts, settings.enforcement));
-        let fwmark = if encrypts_host { names::MARK } else { 0 };
-        tunnels = lanes.tunnels(&local, &peers, mtu, fwmark);
+        // Marked also without `--encrypt-host`: whenever it is switched on or off, the rules that ask for the mark
+        // come before the tunnels' change or go after it.
+        tunnels = lanes.tunnels(&local, &peers, mtu, settings.numbers.mark);
     }
     if encrypts_host {
         rules.extend(routes::host_rules(&local, own_record, settings));
     }
+    let underlay = local
+        .own
+        .local_addresses
+        .iter()
+        .filter(|address| encrypts_host && local.endpoints.contains(&address.net.addr()));
     let mut desired = Desired {
+        loose: underlay.filter(|address| address.net.addr().is_ipv4()).map(|address| address.link).collect(),
         // A set is made fastest of all its elements at once.
         routes: routes.into_iter().collect(),
         rules,
@@ -157,7 +163,7 @@ pub fn plan(snapshot: &Snapshot, standing: &Standing) -> Plan {
             local_pods: local.pod_cidrs.iter().copied().collect(),
             remote_nodes: remote_nodes(&local, &known, &standing.remote_nodes, settings),
             remote_pods: blocked.into_iter().collect(),
-            hosts: guarded_hosts(&local, own_record, &hosts, settings),
+            hosts: hosts.iter().flat_map(|peer| &peer.addresses).copied().map(nets::host).collect(),
         }),
         tunnels,
     };
@@ -345,22 +351,6 @@ fn remote_nodes(
         local.own.has(*address) || local.pod_cidrs.iter().any(|cidr| cidr.contains(address))
     };
     addresses.filter(|address| !mine(address)).copied().map(nets::host).collect()
-}
-
-/// The nodes to which nothing of this node's own programs leaves in the clear. Not those of the control plane, nor
-/// any from there: with them the API server is spoken to.
-fn guarded_hosts(
-    local: &Local<'_>,
-    own: Option<&NodeRecord>,
-    hosts: &[&Peer],
-    settings: &Settings,
-) -> BTreeSet<IpNet> {
-    let is_server = |address: &IpAddr| settings.api_servers.contains(address);
-    if own.is_some_and(|own| own.control_plane) || local.endpoints.iter().any(is_server) {
-        return BTreeSet::new();
-    }
-    let addresses = hosts.iter().flat_map(|peer| &peer.addresses);
-    addresses.filter(|address| !is_server(address)).copied().map(nets::host).collect()
 }
 
 /// The MTU inside the tunnel: the smallest of the links that carry an endpoint, less what WireGuard adds.

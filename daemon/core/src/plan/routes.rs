@@ -12,6 +12,7 @@ use super::lanes::Lanes;
 use crate::claims::{Local, Peer};
 use crate::desired::{Family, Port, Route, RouteKind, Rule};
 use crate::nets;
+use crate::numbers::Numbers;
 use crate::snapshot::{NodeRecord, Settings};
 
 /// What WireGuard adds to a packet: IP header, UDP header (8), message header (16), tag (16).
@@ -50,6 +51,7 @@ pub(super) struct Ways<'a> {
     pub paths: &'a BTreeMap<IpAddr, u32>,
     /// The tunnels' MTU.
     pub mtu: u32,
+    pub numbers: Numbers,
 }
 
 impl Ways<'_> {
@@ -74,9 +76,10 @@ fn unreachable(table: u32, destination: IpNet) -> Route {
 
 /// What stands whether there is a tunnel or not. In strict mode an unreachable route stands below every tunnel's,
 /// so that packets drop where the tunnel or its interface is gone.
-pub(super) fn blocks(blocked: &[IpNet], enforcement: Enforcement) -> Vec<Route> {
-    let strict = enforcement == Enforcement::Strict;
-    blocked.iter().filter(|_| strict).map(|net| unreachable(names::PODS_TABLE, *net)).collect()
+pub(super) fn blocks(blocked: &[IpNet], settings: &Settings) -> Vec<Route> {
+    let strict = settings.enforcement == Enforcement::Strict;
+    let table = settings.numbers.pods_table();
+    blocked.iter().filter(|_| strict).map(|net| unreachable(table, *net)).collect()
 }
 
 /// The routes through tunnels to pods and, for what pods send, to nodes. Towards the addresses of nodes without a
@@ -89,12 +92,12 @@ pub(super) fn to_pods(ways: &Ways<'_>, peers: &[Peer], enforcement: Enforcement)
     for peer in peers {
         for cidr in &peer.pod_cidrs {
             let source = own.iter().find(|own| Family::from(*own) == Family::from(cidr));
-            routes.push(ways.through(peer, names::PODS_TABLE, *cidr, source.map(IpNet::network)));
+            routes.push(ways.through(peer, ways.numbers.pods_table(), *cidr, source.map(IpNet::network)));
         }
         for address in peer.addresses.iter().copied().map(nets::host) {
             if own.iter().any(|own| Family::from(own) == Family::from(&address)) {
-                routes.push(ways.through(peer, names::NODES_TABLE, address, None));
-                routes.extend(strict.then(|| unreachable(names::NODES_TABLE, address)));
+                routes.push(ways.through(peer, ways.numbers.nodes_table(), address, None));
+                routes.extend(strict.then(|| unreachable(ways.numbers.nodes_table(), address)));
             }
         }
     }
@@ -110,20 +113,21 @@ pub(super) fn to_hosts(ways: &Ways<'_>, peers: &[&Peer], enforcement: Enforcemen
             let mut own = ways.local.endpoints.iter().copied();
             let Some(source) = own.find(|own| own.is_ipv4() == address.is_ipv4()) else { continue };
             let destination = nets::host(*address);
-            routes.push(ways.through(peer, names::HOSTS_TABLE, destination, Some(source)));
-            routes.extend(strict.then(|| unreachable(names::HOSTS_TABLE, destination)));
+            routes.push(ways.through(peer, ways.numbers.hosts_table(), destination, Some(source)));
+            routes.extend(strict.then(|| unreachable(ways.numbers.hosts_table(), destination)));
         }
     }
     routes
 }
 
 /// The rules that lead to pods and, for what pods send, to nodes.
-pub(super) fn rules(local: &Local<'_>, blocked: &[IpNet]) -> impl Iterator<Item = Rule> {
+pub(super) fn rules(local: &Local<'_>, blocked: &[IpNet], numbers: Numbers) -> impl Iterator<Item = Rule> {
     let families: BTreeSet<Family> = blocked.iter().chain(&local.pod_cidrs).map(Family::from).collect();
-    let pods = families.into_iter().map(|family| Rule::new(family, names::PODS_RULE, names::PODS_TABLE));
-    let nodes = local.pod_cidrs.iter().map(|cidr| Rule {
+    let pods =
+        families.into_iter().map(move |family| Rule::new(family, numbers.pods_rule(), numbers.pods_table()));
+    let nodes = local.pod_cidrs.iter().map(move |cidr| Rule {
         source: Some(*cidr),
-        ..Rule::new(Family::from(cidr), names::NODES_RULE, names::NODES_TABLE)
+        ..Rule::new(Family::from(cidr), numbers.nodes_rule(), numbers.nodes_table())
     });
     pods.chain(nodes)
 }
@@ -135,16 +139,17 @@ pub(super) fn host_rules(
     own: Option<&NodeRecord>,
     settings: &Settings,
 ) -> impl Iterator<Item = Rule> {
+    let numbers = settings.numbers;
     let families: BTreeSet<Family> =
         local.endpoints.iter().map(|own| Family::from(&nets::host(*own))).collect();
-    let hosts = families.into_iter().map(|family| Rule {
-        unmarked: Some(names::MARK),
-        ..Rule::new(family, names::HOSTS_RULE, names::HOSTS_TABLE)
+    let hosts = families.into_iter().map(move |family| Rule {
+        unmarked: Some(numbers.mark),
+        ..Rule::new(family, numbers.hosts_rule(), numbers.hosts_table())
     });
-    let exempt = |address: IpAddr| {
-        Rule::new(Family::from(&nets::host(address)), names::EXEMPT_RULE, names::MAIN_TABLE)
+    let exempt = move |address: IpAddr| {
+        Rule::new(Family::from(&nets::host(address)), numbers.exempt_rule(), names::MAIN_TABLE)
     };
-    let port = settings.api_server_port;
+    let port = numbers.api_server_port;
     let to = settings.api_servers.iter().filter(|server| !local.own.has(**server)).map(move |server| Rule {
         destination: Some(nets::host(*server)),
         port: Some(Port::Destination(port)),

@@ -71,11 +71,11 @@ pub fn mk_snapshot(others: &[Node]) -> Snapshot {
             backend: Backend::Userspace,
             lanes: 1,
             local_addresses: ["127.0.0.1/8", "192.0.2.1/24", "10.244.1.1/24", "172.17.0.1/16"]
-                .map(|net| LocalAddress { net: net.parse().unwrap(), mtu: 1500 })
+                .map(|net| LocalAddress { net: net.parse().unwrap(), link: 2, mtu: 1500 })
                 .to_vec(),
         },
         records: records.collect(),
-        settings: Settings { api_server_port: 6443, ..Settings::default() },
+        settings: Settings::default(),
         paths: Default::default(),
     }
 }
