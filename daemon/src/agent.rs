@@ -98,6 +98,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         voice: Voice::default(),
         failed: Vec::new(),
         guarded: Guard::default(),
+        settled: false,
         silent_looks: 0,
     };
     tracing::info!(node = agent.node, public_key = %agent.identity.public(), "warrend starts");
@@ -202,6 +203,8 @@ struct Agent {
     /// What was to be guarded at the last look: the only thing remembered, for the moment in which the guard is
     /// flushed while the registry does not name a node that it named before.
     guarded: Guard,
+    /// Whether it was seen that nobody else has what is to be Warren's. Who takes it later is not let have it.
+    settled: bool,
     /// For how many looks in a row the tunnel has not answered.
     silent_looks: u32,
 }
@@ -209,6 +212,14 @@ struct Agent {
 impl Agent {
     /// Looks at everything, puts right what is not as it should be, and says what came of it.
     async fn pass(&mut self) -> Report {
+        if !self.settled {
+            let collisions = self.hands.collisions().await;
+            let collisions = collisions.unwrap_or_else(|error| vec![format!("{error:#}")]);
+            if !collisions.is_empty() {
+                return self.voice.report_blind(collisions);
+            }
+            self.settled = true;
+        }
         let mut failures = Vec::new();
         if let Err(error) = self.settings.read() {
             failures.push(format!("{error:#}"));

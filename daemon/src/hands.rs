@@ -118,6 +118,11 @@ impl Hands {
         Ok(Self { kernel, userspace: Userspace::new(program, interface), numbers })
     }
 
+    /// Who else has what is to be Warren's, each with what to do about it.
+    pub async fn collisions(&self) -> anyhow::Result<Vec<String>> {
+        Ok(self.kernel.collisions().await?)
+    }
+
     /// Reads everything back. Without the kernel's own word there is nothing to go by.
     pub async fn look(&self) -> anyhow::Result<Seen> {
         let (view, found, userspace) =

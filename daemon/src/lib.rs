@@ -24,6 +24,7 @@ pub mod http;
 pub mod kernel;
 pub mod keystore;
 pub mod logs;
+pub mod marks;
 pub mod metrics;
 pub mod netlink;
 pub mod paths;

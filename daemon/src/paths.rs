@@ -44,7 +44,6 @@ use rustix::net::sockopt::{
 };
 use tokio::sync::Notify;
 use tracing::Instrument as _;
-use warren_api::names;
 use warren_core::{Tunnel, overhead};
 
 /// The time between a probe and the look at what came of it: longer than any round trip within a cluster. Also the
@@ -86,16 +85,18 @@ impl Paths {
     /// Returns whether that changed [`Paths::narrow`].
     pub fn follow<'a>(&self, tunnels: impl Iterator<Item = &'a Tunnel>) -> bool {
         let mut prober = lock(&self.prober);
-        let mut mtu = 0;
+        let (mut mtu, mut mark) = (0, 0);
         let mut endpoints = Vec::with_capacity(prober.endpoints.len());
         for tunnel in tunnels {
             mtu = mtu.max(tunnel.mtu);
+            mark = tunnel.fwmark;
             endpoints.extend(tunnel.peers.values().map(|peer| peer.endpoint));
         }
         if prober.endpoints == endpoints && prober.schedule.mtu == mtu {
             return false;
         }
         self.wake.notify_one();
+        (prober.v4.mark, prober.v6.mark) = (mark, mark);
         prober.follow(endpoints, mtu)
     }
 
@@ -197,6 +198,8 @@ impl Prober {
 /// The sockets of one address family.
 #[derive(Default)]
 struct Sockets {
+    /// What marks the tunnels' own packets.
+    mark: u32,
     open: Option<Open>,
     /// That they cannot be opened has been said.
     complained: bool,
@@ -212,8 +215,9 @@ struct Open {
 
 impl Sockets {
     fn open(&mut self, ipv6: bool) -> Option<&Open> {
+        let mark = self.mark;
         if self.open.is_none() {
-            let open = || io::Result::Ok(Open { probing: socket(ipv6)?, reading: socket(ipv6)? });
+            let open = || io::Result::Ok(Open { probing: socket(ipv6, mark)?, reading: socket(ipv6, mark)? });
             match open() {
                 Ok(open) => self.open = Some(open),
                 Err(error) if !self.complained => {
@@ -246,11 +250,11 @@ impl Sockets {
 }
 
 /// A socket whose packets leave as WireGuard's own do, and are never fragmented.
-fn socket(ipv6: bool) -> io::Result<UdpSocket> {
+fn socket(ipv6: bool, mark: u32) -> io::Result<UdpSocket> {
     let any: IpAddr = if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.set_nonblocking(true)?;
-    setsockopt(&socket, sockopt::Mark, &names::MARK)?;
+    setsockopt(&socket, sockopt::Mark, &mark)?;
     // Nobody has anything to say to it; let it be little.
     setsockopt(&socket, sockopt::RcvBuf, &0)?;
     if ipv6 {

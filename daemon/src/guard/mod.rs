@@ -5,7 +5,7 @@
 //! written. What happens at each look, and with each node that comes or goes, goes without it: reading back, and
 //! changes of the sets.
 
-mod nftables;
+pub mod nftables;
 mod readback;
 mod script;
 

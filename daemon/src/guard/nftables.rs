@@ -15,6 +15,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::libc;
 use warren_api::names::GUARD_TABLE;
 
+use crate::marks::Rule;
 use crate::netlink::{self, Request, attributes};
 
 /// A kind of message of nftables, as netlink numbers it.
@@ -36,6 +37,8 @@ const TABLE: u16 = 1;
 /// The attribute that names a table itself, a set and an object.
 const TABLE_NAME: u16 = 1;
 const CHAIN_NAME: u16 = 3;
+const RULE_CHAIN: u16 = 2;
+const RULE_EXPRESSIONS: u16 = 4;
 const SET_NAME: u16 = 2;
 const OBJECT_NAME: u16 = 2;
 const OBJECT_DATA: u16 = 4;
@@ -111,6 +114,16 @@ impl Socket {
         self.parts(GET_RULE, 0, RULE_CHANGING)
     }
 
+    /// All rules of all tables of all families.
+    pub fn all_rules(&mut self) -> io::Result<Vec<Rule>> {
+        let mut request = Request::new(GET_RULE, 0, &header(libc::NFPROTO_UNSPEC, 0));
+        self.0.dump(&mut request, |rules: &mut Vec<Rule>, message| {
+            let name = |kind| find(body(message), kind).map(text).unwrap_or_default().to_owned();
+            let expressions = find(body(message), RULE_EXPRESSIONS).unwrap_or_default().to_vec();
+            rules.push(Rule { table: name(TABLE), chain: name(RULE_CHAIN), expressions });
+        })
+    }
+
     /// All sets of the table, those without a name included, which stand in rules.
     pub fn sets(&mut self) -> io::Result<Vec<Part>> {
         self.parts(GET_SET, SET_NAME, SET_CHANGING)
@@ -184,11 +197,13 @@ fn body(message: &[u8]) -> &[u8] {
     message.get(INET.len()..).unwrap_or_default()
 }
 
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+/// The attribute of a kind.
+pub fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-fn text(bytes: &[u8]) -> &str {
+/// A name.
+pub fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default().trim_end_matches('\0')
 }
 

@@ -1,5 +1,6 @@
 //! Links, addresses, routes and rules of this node, over rtnetlink: read back, and applied. No policy.
 
+mod collisions;
 mod links;
 mod routes;
 mod rules;
@@ -22,6 +23,7 @@ use rtnetlink::{Handle, IpVersion};
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, Numbers, ObservedLink, Route, RouteKind, Rule};
 
+use crate::marks;
 use crate::netlink::{Request, Socket};
 use routes::Interfaces;
 
@@ -123,20 +125,47 @@ impl Kernel {
             }
         }
         for version in [IpVersion::V4, IpVersion::V6] {
-            let rules: Vec<RuleMessage> = collect("rules", self.handle.rule().get(version).execute()).await?;
-            view.rules.extend(rules.iter().filter_map(rules::rule));
+            view.rules.extend(self.rules(version).await?.iter().filter_map(rules::rule));
         }
+        // Those of before, where the numbers have changed, too.
+        let tables = view.rules.iter().map(|rule| rule.table).filter(|table| *table != names::MAIN_TABLE);
+        let tables = tables.chain(self.numbers.tables()).collect();
         let name = |link: &LinkMessage| Some((link.header.index, Arc::from([Arc::from(name_of(link)?)])));
-        view.routes = self.routes(&links.iter().filter_map(name).collect())?;
+        view.routes = self.routes(&tables, &links.iter().filter_map(name).collect())?;
         Ok(view)
     }
 
-    fn routes(&self, interfaces: &Interfaces) -> Result<BTreeSet<Route>, KernelError> {
+    /// Who else has what is to be Warren's, each with what to do about it; nobody, once Warren has it.
+    pub async fn collisions(&self) -> Result<Vec<String>, KernelError> {
+        let view = self.view().await?;
+        let (rule, table) = (self.numbers.pods_rule(), self.numbers.pods_table());
+        if view.rules.iter().any(|own| (own.priority, own.table) == (rule, table)) {
+            return Ok(Vec::new());
+        }
+        let mut rules = self.rules(IpVersion::V4).await?;
+        rules.extend(self.rules(IpVersion::V6).await?);
+        let routes: Vec<&Route> =
+            view.routes.iter().filter(|route| self.numbers.tables().contains(&route.table)).collect();
+        let mut found = collisions::find(&self.numbers, &rules, &routes);
+        let marks = marks::find_others(self.numbers.mark).await;
+        found.extend(marks.map_err(|source| KernelError::Read { what: "firewall rules", source })?);
+        Ok(found)
+    }
+
+    async fn rules(&self, version: IpVersion) -> Result<Vec<RuleMessage>, KernelError> {
+        collect("rules", self.handle.rule().get(version).execute()).await
+    }
+
+    fn routes(
+        &self,
+        tables: &BTreeSet<u32>,
+        interfaces: &Interfaces,
+    ) -> Result<BTreeSet<Route>, KernelError> {
         let mut socket = self.socket();
         let mut found = Vec::new();
         for family in [Family::V4, Family::V6] {
-            for table in self.numbers.tables() {
-                let routes = routes::list(&mut socket, family, table, interfaces);
+            for table in tables {
+                let routes = routes::list(&mut socket, family, *table, interfaces);
                 found.extend(routes.map_err(|source| KernelError::Read { what: "routes", source })?);
             }
         }

@@ -4,6 +4,7 @@
 //! Every path is gone first without Warren, where it works and is seen in the clear.
 
 mod coexistence;
+mod collisions;
 mod common;
 mod encrypt_host;
 mod exchange;
@@ -39,6 +40,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a host-gateway CNI's routes, from before and after", coexistence::host_gateway),
     ("a VXLAN overlay", coexistence::vxlan),
     ("others' marks and rules", coexistence::marks_and_rules),
+    ("what somebody else has already is told at start, and nothing written", collisions::are_told),
+    ("other numbers than the documented ones", collisions::are_avoided),
 ];
 
 fn main() -> ExitCode {
