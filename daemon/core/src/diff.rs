@@ -5,7 +5,8 @@
 //! 1. the guard, in one transaction;
 //! 2. `unreachable` routes and the rules that lead to them: from here on, what has no tunnel drops;
 //! 3. the tunnels: process or device, identity, peers (a moved allowed IP goes straight to its new peer), link;
-//! 4. routes into the tunnels;
+//! 4. routes into the tunnels; then what leads and holds this node's own programs to them, which spoke in the clear
+//!    until now;
 //! 5. removals, in the reverse order: rules, routes into the tunnels, addresses, `unreachable` routes, tunnels,
 //!    guard.
 //!
@@ -14,6 +15,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::mem;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -153,7 +155,8 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let (stops, observed) = without_half_tunnels(desired, observed);
     let observed = &*observed;
     let mut actions = Vec::new();
-    actions.extend(guard(desired.guard.as_ref(), observed));
+    let (first, last) = guard(desired.guard.as_ref(), observed);
+    actions.extend(first);
 
     let (add, remove) = routes(&desired.routes, &observed.routes);
     let (tunnels, blocks): (Vec<_>, Vec<_>) =
@@ -161,6 +164,7 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     actions.extend(blocks.into_iter().map(Action::AddRoute));
     actions.extend(desired.loose.intersection(&observed.strict).map(|link| Action::Loosen { link: *link }));
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
+    let (hosts, add): (Vec<_>, Vec<_>) = add.into_iter().partition(|rule| rule.unmarked.is_some());
     actions.extend(add.into_iter().map(Action::AddRule));
     actions.extend(stops);
     let none = ObservedTunnel::default();
@@ -169,6 +173,8 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let (farewells, changes): (Vec<_>, Vec<_>) = changes.partition(is_farewell);
     actions.extend(changes);
     actions.extend(tunnels.into_iter().map(Action::AddRoute));
+    actions.extend(hosts.into_iter().map(Action::AddRule));
+    actions.extend(last);
 
     actions.extend(remove_rules.into_iter().map(Action::RemoveRule));
     let (blocks, tunnels): (Vec<_>, Vec<_>) =
@@ -231,15 +237,23 @@ fn leads_into(route: &Route, interface: &Arc<str>) -> bool {
     }
 }
 
-fn guard(desired: Option<&Guard>, observed: &Observed) -> Option<Action> {
-    let desired = desired?;
+/// What to do about the guard first, and last: nodes that are to be spoken to through tunnels alone.
+fn guard(desired: Option<&Guard>, observed: &Observed) -> (Option<Action>, Option<Action>) {
+    let Some(desired) = desired else { return (None, None) };
     match &observed.guard {
-        Some(found) if found == desired => None,
         Some(found) if same_rules(found, desired) => {
-            Some(Action::UpdateGuard { add: minus(desired, found), remove: minus(found, desired) })
+            let mut add = minus(desired, found);
+            let hosts = Guard { hosts: mem::take(&mut add.hosts), ..minus(found, found) };
+            (update(add, minus(found, desired)), update(hosts, minus(found, found)))
         }
-        _ => Some(Action::ReplaceGuard(desired.clone())),
+        _ => (Some(Action::ReplaceGuard(desired.clone())), None),
     }
+}
+
+/// A change of the sets, unless there is none.
+fn update(add: Guard, remove: Guard) -> Option<Action> {
+    let is_empty = |guard: &Guard| minus(guard, guard) == *guard;
+    (!is_empty(&add) || !is_empty(&remove)).then_some(Action::UpdateGuard { add, remove })
 }
 
 /// Whether two guards differ in their sets alone: the local pods stand in rules, too.
