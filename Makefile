@@ -1,6 +1,7 @@
 # `make demo`: an encrypted mesh on this machine. `make demo ARGS='--nodes 10 --keep'` passes options on;
 # with `--registry kubernetes` among them, a real API server is on the network, too.
 # `make test`: every test there is. `make test-kubernetes`: those against a Kubernetes API server.
+# `make test-kernel`: the scenarios with every backend under a kernel that has WireGuard; ends in a table.
 # `make image`: the container image, with podman, buildah or docker. `make sbom`: what the programs are made of.
 # `make lint`: format, lints, docs, dependencies. `make check`: lint and test.
 
@@ -24,7 +25,10 @@ IMAGE_FLAGS ?=
 # Puts a kube-apiserver and etcd where the tests look for them: $KUBEBUILDER_ASSETS, else built once and cached.
 KUBE_APISERVER := daemon/testkit/bin/kube-apiserver.sh
 
-.PHONY: demo test test-kubernetes lint check image sbom manifest-tools tools
+# Runs scenarios with each backend, in QEMU where this machine's kernel has no WireGuard.
+TEST_KERNEL := daemon/testkit/bin/test-kernel.sh
+
+.PHONY: demo test test-kubernetes test-kernel lint check image sbom manifest-tools tools
 
 demo: TOOLS := $(DEMO_TOOLS)
 demo: tools
@@ -39,6 +43,13 @@ test: tools manifest-tools
 	@$(KUBE_APISERVER)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
+	CARGO='$(CARGO)' $(TEST_KERNEL)
+
+# ARGS may name suites: make test-kernel ARGS='mesh attacks'.
+test-kernel: TOOLS := $(TEST_TOOLS)
+test-kernel: tools
+	$(CARGO) build --workspace --bins
+	CARGO='$(CARGO)' $(TEST_KERNEL) $(ARGS)
 
 test-kubernetes: TOOLS := $(DEMO_TOOLS) setpriv:util-linux
 test-kubernetes: tools manifest-tools

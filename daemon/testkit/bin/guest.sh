@@ -23,9 +23,9 @@ version=6.1
 package=linux-image-cloud-amd64
 
 # What the tests call. What is missing here is missing there, and the tests say so.
-programs='/bin/false /bin/sh /bin/true base64 cat chmod conntrack cp env grep head ip ip6tables iperf3 iptables kmod
-ls mkdir mount nft nsenter nstat od ping rm sed setpriv sleep ss stty sysctl tc tcpdump timeout unshare wg
-wireguard-go'
+programs='/bin/false /bin/sh /bin/true base64 bridge cat chmod conntrack cp env grep head ip ip6tables-legacy
+ip6tables-nft iperf3 iptables-legacy iptables-nft kmod ls mkdir mount nft nsenter nstat od ping rm sed setpriv sleep
+ss stty sysctl tc tcpdump timeout unshare wg wireguard-go'
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/warren"
 home="$cache/guest-$version"
@@ -141,6 +141,10 @@ furnish() {
     cp --parents --dereference --update $(with_libraries $files $ours "$program") "$root"
     for file in passwd group protocols services iproute2; do
         [ ! -e "/etc/$file" ] || cp -rL "/etc/$file" "$root/etc"
+    done
+    # What iptables is made of, besides.
+    for folder in /usr/lib/*/xtables; do
+        [ ! -d "$folder" ] || cp --parents --recursive "$folder" "$root"
     done
     # What the kernel calls to load a module.
     mkdir -p "$root/sbin"
