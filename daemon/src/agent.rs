@@ -36,11 +36,13 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 /// failing action that itself causes events would spin.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
-/// A look that takes no longer than this is cheap enough for every `--resync`. With thousands of nodes it takes a
-/// tenth of a second: for each bit beyond, the daemon rests so many times as long before it looks without a reason,
-/// and all looks cost about two thousandths of a core. While something fails it is in more of a hurry.
+/// How often to look without being told of a change, where `--resync` does not say. With thousands of nodes a look
+/// takes a tenth of a second: for each bit beyond the second figure, the daemon rests so many times as long, up to the
+/// last one, and all looks cost about two thousandths of a core. While something fails it is in more of a hurry.
+const RESYNC: Duration = Duration::from_secs(5);
 const CHEAP: Duration = Duration::from_millis(50);
 const IDLE: u32 = 1200;
+const LONGEST: Duration = Duration::from_secs(60);
 const BUSY: u32 = 4;
 
 /// After so many looks without an answer, about 15 s, a tunnel is taken for dead.
@@ -53,7 +55,8 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         registry,
         settings,
         state_dir,
-        backend: BackendChoice::Userspace,
+        backend,
+        lanes,
         tunnel_program,
         external_tunnel,
         listen_port,
@@ -86,7 +89,13 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     let program = (!external_tunnel).then_some(program);
     let changed = Arc::new(Notify::new());
     watch(&changed)?;
+    let hands = Hands::new(program, names::interface(EPOCH, 0), numbers)?;
+    let Carrier { backend, fallback } = choose(backend, &hands);
     let mut agent = Agent {
+        backend,
+        fallback,
+        // Several in userspace take a tunnel that has them.
+        lanes: if backend == Backend::Kernel { lanes } else { 1 },
         registry: Registry::open(registry, node.clone(), &changed).await?,
         paths: Paths::start(changed.clone()),
         node,
@@ -94,7 +103,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         listen_port,
         settings,
         status: None,
-        hands: Hands::new(program, names::interface(EPOCH, 0), numbers)?,
+        hands,
         voice: Voice::default(),
         failed: Vec::new(),
         guarded: Guard::default(),
@@ -123,7 +132,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         let wait = if failed {
             retry.max((took * BUSY).min(RETRY.1))
         } else {
-            resync.max(took.saturating_sub(CHEAP) * IDLE)
+            resync.unwrap_or_else(|| (took.saturating_sub(CHEAP) * IDLE).clamp(RESYNC, LONGEST))
         };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 
@@ -187,8 +196,40 @@ pub async fn teardown(shares: Shares) -> anyhow::Result<()> {
     }
 }
 
+/// What carries the tunnels, and why it is not the kernel where it was to be.
+struct Carrier {
+    backend: Backend,
+    fallback: Option<String>,
+}
+
+/// Decides on the backend, for as long as this program runs: what carries a node's tunnels should not come and go.
+fn choose(choice: BackendChoice, hands: &Hands) -> Carrier {
+    match choice {
+        BackendChoice::Kernel => Carrier { backend: Backend::Kernel, fallback: None },
+        BackendChoice::Userspace => Carrier { backend: Backend::Userspace, fallback: None },
+        BackendChoice::Auto => match hands.probe() {
+            Ok(()) => {
+                tracing::info!("WireGuard in the kernel carries the tunnels");
+                Carrier { backend: Backend::Kernel, fallback: None }
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                tracing::warn!(
+                    why,
+                    "WireGuard in the kernel cannot be used; warren-tunnel carries the tunnels"
+                );
+                Carrier { backend: Backend::Userspace, fallback: Some(why) }
+            }
+        },
+    }
+}
+
 struct Agent {
     node: String,
+    backend: Backend,
+    /// Why it is not the kernel's, where that was asked for first.
+    fallback: Option<String>,
+    lanes: u8,
     identity: Identity,
     listen_port: u16,
     settings: Source,
@@ -240,6 +281,12 @@ impl Agent {
         if self.paths.follow(plan.desired.tunnels.values()) {
             plan = self.plan(self.registry.records(), &seen);
         }
+        for interface in &seen.view.foreign {
+            plan.desired.do_without(interface);
+            failures.push(format!(
+                "the interface {interface} is not Warren's; remove or rename it: its name is needed"
+            ));
+        }
         self.guarded = plan.desired.guard.clone().unwrap_or_default();
         let actions = pending(&plan, &seen, &mut failures);
         let acted = !actions.is_empty();
@@ -260,7 +307,11 @@ impl Agent {
         }
         let settings = self.settings.current();
         let registry = self.registry.status();
-        let report = self.voice.report(self.own(&seen.view), settings, &plan, &seen, registry, failures);
+        let own = self.own(&seen.view);
+        let mut report = self.voice.report(own, settings, &plan, &seen, registry, failures);
+        if let Some(status) = &mut report.status {
+            status.fallback.clone_from(&self.fallback);
+        }
         self.tell(report.status.as_ref());
         Report { acted, ..report }
     }
@@ -308,8 +359,8 @@ impl Agent {
             public_key: self.identity.public(),
             epoch: EPOCH,
             port: self.listen_port,
-            backend: Backend::Userspace,
-            lanes: 1,
+            backend: self.backend,
+            lanes: self.lanes,
             local_addresses: view.local_addresses.clone(),
         }
     }

@@ -54,8 +54,12 @@ pub struct Run {
     #[arg(long, default_value = names::STATE_DIR)]
     pub state_dir: PathBuf,
     /// What carries the tunnels.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Userspace)]
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
+    /// How many parallel tunnels to serve for each peer, on the listen port and those after it: a number, or `auto`
+    /// by the number of processors. A pair uses the smaller of the two counts. In userspace there is one.
+    #[arg(long, default_value = "1", value_parser = lanes)]
+    pub lanes: u8,
     /// The userspace tunnel's program; by default the `warren-tunnel` beside this program.
     #[arg(long)]
     pub tunnel_program: Option<PathBuf>,
@@ -98,9 +102,10 @@ pub struct Run {
     /// take the announcement back, and remove all of Warren's once nobody else announces.
     #[arg(long)]
     pub withdraw: bool,
-    /// How often to look without being told of a change, for example `5s` or `500ms`.
-    #[arg(long, default_value = "5s", value_parser = duration)]
-    pub resync: Duration,
+    /// How often to look without being told of a change, for example `5s` or `500ms`; by default every 5 s, and more
+    /// rarely, up to once a minute, where there are thousands of nodes.
+    #[arg(long, value_parser = duration)]
+    pub resync: Option<Duration>,
 }
 
 /// What is Warren's of what others on the node use, too. When the daemon starts on a node where somebody else has it
@@ -155,8 +160,23 @@ impl std::str::FromStr for Registry {
 /// What carries the tunnels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
+    /// WireGuard in the kernel where it can be had, else the program.
+    Auto,
+    /// WireGuard in the kernel.
+    Kernel,
     /// The program `warren-tunnel`.
     Userspace,
+}
+
+/// A number of lanes, or `auto`: one for every two processors, of which sending and receiving take one each.
+fn lanes(text: &str) -> Result<u8, String> {
+    const AUTO: usize = 8;
+    if text == "auto" {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        return Ok((processors / 2).clamp(1, AUTO) as u8);
+    }
+    let number = text.parse().ok().filter(|lanes| (1..=names::MAX_LANES).contains(lanes));
+    number.ok_or_else(|| format!("write auto, or a number from 1 to {}", names::MAX_LANES))
 }
 
 /// `strict` or `permissive`.
@@ -274,6 +294,15 @@ mod tests {
         assert_eq!(address("fd77::1:9587").unwrap(), "[fd77::1]:9587".parse().unwrap());
         for bad in ["192.0.2.1", "9587", ":9587", "a:b", "192.0.2.1:70000"] {
             assert!(address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lanes_are_few() {
+        assert_eq!((lanes("1"), lanes("16")), (Ok(1), Ok(16)));
+        assert!((1..=8).contains(&lanes("auto").unwrap()));
+        for bad in ["0", "17", "-1", "", "many"] {
+            assert!(lanes(bad).is_err(), "{bad}");
         }
     }
 

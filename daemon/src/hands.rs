@@ -16,10 +16,12 @@ use crate::guard::{self, Found};
 use crate::kernel::{Kernel, View};
 use crate::keystore::Identity;
 use crate::tunnel::Userspace;
+use crate::wireguard::Wireguard;
 
 /// The adapters.
 pub struct Hands {
     kernel: Kernel,
+    wireguard: Wireguard,
     userspace: Userspace,
     numbers: Numbers,
 }
@@ -114,8 +116,13 @@ impl Hands {
     /// Adapters for the network namespace of the current thread; `program` starts the userspace tunnel, whose
     /// interface is `interface`, unless somebody else does.
     pub fn new(program: Option<PathBuf>, interface: String, numbers: Numbers) -> anyhow::Result<Self> {
-        let kernel = Kernel::open(numbers)?;
-        Ok(Self { kernel, userspace: Userspace::new(program, interface), numbers })
+        let (kernel, wireguard) = (Kernel::open(numbers)?, Wireguard::open()?);
+        Ok(Self { kernel, wireguard, userspace: Userspace::new(program, interface), numbers })
+    }
+
+    /// Whether the kernel has WireGuard, and lets this program use it.
+    pub fn probe(&self) -> anyhow::Result<()> {
+        Ok(self.wireguard.probe()?)
     }
 
     /// Who else has what is to be Warren's, each with what to do about it.
@@ -129,11 +136,15 @@ impl Hands {
             tokio::join!(self.kernel.view(), guard::find(&self.numbers), self.userspace.observe());
         let view = view?;
         let mut devices = BTreeMap::new();
-        let interface: Arc<str> = self.userspace.interface().into();
+        let userspace = userspace.map_err(anyhow::Error::from).transpose();
+        devices.extend(userspace.map(|device| (Arc::from(self.userspace.interface()), device)));
         // Where the kernel has the interface, a socket of its name is what a dead process left behind.
-        let kernels = view.links.get(&interface).is_some_and(|link| link.backend == Backend::Kernel);
-        if let Some(device) = userspace.map_err(anyhow::Error::from).transpose().filter(|_| !kernels) {
-            devices.insert(interface, device);
+        for interface in
+            view.links.iter().filter(|(_, link)| link.backend == Backend::Kernel).map(|(name, _)| name)
+        {
+            devices.remove(interface);
+            let device = self.wireguard.observe(interface).map_err(anyhow::Error::from).transpose();
+            devices.extend(device.map(|device| (interface.clone(), device)));
         }
         Ok(Seen { view, found: found.map_err(Into::into), devices, numbers: self.numbers })
     }
@@ -171,9 +182,9 @@ impl Hands {
                 guard::apply(action, &self.numbers, counters).await?;
             }
             Action::StartTunnel { interface, backend } => self.start(interface, *backend).await?,
-            Action::ConfigureDevice { interface, change } => {
+            Action::ConfigureDevice { interface, backend, change } => {
                 let identity = identity.context("a device is configured only by the daemon")?;
-                self.configure(interface, change, identity).await?;
+                self.configure(interface, *backend, change, identity).await?;
             }
             Action::StopTunnel { interface, backend } => self.stop(interface, *backend)?,
             Action::SetLink { .. }
@@ -188,27 +199,35 @@ impl Hands {
         Ok(())
     }
 
-    async fn start(&self, _interface: &str, backend: Backend) -> anyhow::Result<()> {
+    async fn start(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {
         match backend {
-            Backend::Kernel => anyhow::bail!("this build drives no WireGuard in the kernel"),
+            Backend::Kernel => {
+                // Nobody is to make one of the same name.
+                self.userspace.stop().context("the tunnel's socket cannot be removed")?;
+                Ok(self.wireguard.create(interface)?)
+            }
             Backend::Userspace => Ok(self.userspace.start().await?),
         }
     }
 
-    fn stop(&self, _interface: &str, backend: Backend) -> anyhow::Result<()> {
+    fn stop(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {
         match backend {
-            Backend::Kernel => anyhow::bail!("this build drives no WireGuard in the kernel"),
+            Backend::Kernel => Ok(self.wireguard.remove(interface)?),
             Backend::Userspace => self.userspace.stop().context("the tunnel's socket cannot be removed"),
         }
     }
 
     async fn configure(
         &self,
-        _interface: &str,
+        interface: &str,
+        backend: Backend,
         change: &DeviceChange,
         identity: &Identity,
     ) -> anyhow::Result<()> {
-        Ok(self.userspace.configure(change, identity).await?)
+        match backend {
+            Backend::Kernel => Ok(self.wireguard.configure(interface, change, identity)?),
+            Backend::Userspace => Ok(self.userspace.configure(change, identity).await?),
+        }
     }
 
     /// Kills the process behind the tunnel's socket, unless somebody else looks after it; returns its pid.

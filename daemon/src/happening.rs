@@ -1,7 +1,7 @@
 //! What a cluster's operators should hear of without asking: found by comparing what is with what was.
 
+use warren_api::Announcement;
 use warren_api::status::{Enforcement, GuardCounters, Status};
-use warren_api::{Announcement, Backend};
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +68,14 @@ pub fn between(before: Option<&Status>, now: &Status) -> Vec<Happening> {
             note: format!("not obeyed, its pods cannot be reached: {}", quarantined.reason),
         })
         .collect();
+    if let Some(why) = &now.fallback
+        && before.is_none_or(|before| before.fallback.is_none())
+    {
+        let note = format!(
+            "WireGuard in the kernel cannot be used; warren-tunnel carries the traffic, slower: {why}"
+        );
+        happenings.push(Happening { kind: Kind::BackendFallback, node: None, note });
+    }
     // Counters start where the guard stood when the daemon came; what was before is no news.
     if let Some(before) = before.filter(|before| total(&before.guard) < total(&now.guard)) {
         happenings.push(clear_text(&before.guard, now));
@@ -113,16 +121,13 @@ pub fn announced(before: Option<&str>, now: Option<&str>) -> Vec<Happening> {
         let note = format!("the public key of epoch {epoch} is {new} now; before it was {old}");
         happenings.push(own(Kind::KeyRotated, note));
     }
-    if (before.backend, now.backend) == (Backend::Kernel, Backend::Userspace) {
-        let note = "WireGuard in the kernel is not used any more; warren-tunnel carries the traffic, slower";
-        happenings.push(own(Kind::BackendFallback, note.to_owned()));
-    }
     happenings
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use warren_api::Backend;
     use warren_api::PublicKey;
     use warren_api::status::Quarantined;
 
@@ -135,6 +140,7 @@ mod tests {
             epoch: 0,
             backend: Backend::Userspace,
             interface: String::new(),
+            fallback: None,
             lanes: 1,
             mtu: 0,
             enforcement: Enforcement::Strict,
@@ -167,10 +173,13 @@ mod tests {
         let permissive = Status { enforcement: Enforcement::Permissive, ..status(&[], 9) };
         assert_eq!(kinds(Some(&quiet), &permissive), [Kind::ClearTextPassed]);
         assert!(between(Some(&quiet), &permissive)[0].note.contains("4 packets"));
+        let fallen = Status { fallback: Some("no module".into()), ..quiet.clone() };
+        assert_eq!(kinds(None, &fallen), [Kind::BackendFallback]);
+        assert_eq!(kinds(Some(&fallen), &fallen), []);
     }
 
     #[test]
-    fn a_changed_key_and_a_lost_kernel_are_told() {
+    fn a_changed_key_is_told() {
         let text = |key: &str, backend: &str, uid: &str| {
             format!(
                 r#"{{"version":1,"node":"a","uid":"{uid}","epochs":[{{"epoch":0,"publicKey":"{key}","port":1,"lanes":1}}],
@@ -185,7 +194,7 @@ mod tests {
         };
         assert_eq!(kinds(&before), []);
         assert_eq!(kinds(&text(new, "kernel", "u")), [Kind::KeyRotated]);
-        assert_eq!(kinds(&text(old, "userspace", "u")), [Kind::BackendFallback]);
+        assert_eq!(kinds(&text(old, "userspace", "u")), []);
         assert_eq!(kinds(&text(new, "userspace", "v")), [], "a Node made anew");
         assert_eq!(announced(Some("garbled"), Some(&before)), []);
         assert_eq!(announced(None, Some(&before)), []);

@@ -49,6 +49,15 @@ impl Collector for Snapshot {
         };
         let ready = f64::from(u8::from(status.ready));
         out.gauge("warren_ready", "1 while all that should be is in place", [(vec![], ready)])?;
+        let backend = vec![("backend", status.backend.to_string())];
+        out.gauge("warren_backend", "1 for what carries the tunnels: kernel or userspace", [(backend, 1.0)])?;
+        let fallback = f64::from(u8::from(status.fallback.is_some()));
+        out.gauge(
+            "warren_backend_fallback",
+            "1 where WireGuard in the kernel was to carry the tunnels and cannot",
+            [(vec![], fallback)],
+        )?;
+        out.gauge("warren_lanes", "Tunnels served for each peer", [(vec![], f64::from(status.lanes))])?;
         for (name, help, nodes) in [
             ("warren_peers", "Nodes with a tunnel", status.peers.len()),
             ("warren_quarantined_nodes", "Nodes that are not obeyed", status.quarantined.len()),

@@ -63,6 +63,7 @@ impl Voice {
             public_key: own.public_key,
             epoch: own.epoch,
             backend: own.backend,
+            fallback: None,
             interface: first.map(|(interface, _)| interface.to_string()).unwrap_or_default(),
             lanes: own.lanes,
             mtu: first.map(|(_, tunnel)| tunnel.mtu).unwrap_or_default(),

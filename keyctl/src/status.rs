@@ -140,6 +140,7 @@ mod tests {
             epoch: 3,
             backend: Backend::Userspace,
             interface: "warren-b0".into(),
+            fallback: None,
             lanes: 1,
             mtu: 1420,
             enforcement: Enforcement::Strict,

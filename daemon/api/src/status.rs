@@ -20,6 +20,9 @@ pub struct Status {
     pub epoch: u64,
     /// What carries the tunnels.
     pub backend: Backend,
+    /// Why WireGuard in the kernel does not carry them, where that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// The first tunnel's interface.
     pub interface: String,
     /// How many lanes the node serves, each with an interface or a thread of its own.

@@ -24,6 +24,18 @@ pub struct Desired {
     pub rules: BTreeSet<Rule>,
 }
 
+impl Desired {
+    /// Does without a tunnel, and with all that leads into it: its interface is somebody else's.
+    pub fn do_without(&mut self, interface: &str) {
+        self.tunnels.remove(interface);
+        let leads_there = |kind: &RouteKind| match kind {
+            RouteKind::Tunnel { interfaces, .. } => interfaces.iter().any(|other| **other == *interface),
+            RouteKind::Unreachable | RouteKind::Foreign => false,
+        };
+        self.routes.retain(|route| !leads_there(&route.kind));
+    }
+}
+
 /// The nftables rules that keep "encrypted or dropped", reduced to what varies between nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Guard {

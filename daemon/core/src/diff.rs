@@ -50,6 +50,8 @@ pub enum Action {
     ConfigureDevice {
         /// The interface's name.
         interface: Arc<str>,
+        /// What carries it.
+        backend: Backend,
         /// What to change.
         change: DeviceChange,
     },
@@ -298,7 +300,8 @@ fn tunnel(interface: &Arc<str>, desired: &Tunnel, observed: &ObservedTunnel) -> 
         Some(found) => device(desired, found),
         None => device(desired, &ObservedDevice::default()),
     };
-    actions.extend(change.map(|change| Action::ConfigureDevice { interface: interface(), change }));
+    let backend = desired.backend;
+    actions.extend(change.map(|change| Action::ConfigureDevice { interface: interface(), backend, change }));
     let is_set = |link: &ObservedLink| link.mtu == desired.mtu && link.up && link.loose;
     if !link.as_ref().is_some_and(is_set) {
         actions.push(Action::SetLink { interface: interface(), mtu: desired.mtu });
@@ -376,7 +379,7 @@ impl fmt::Display for Action {
             Self::UpdateGuard { add, remove } => write!(f, "update the guard (add {add}; remove {remove})"),
             Self::RemoveGuard => write!(f, "remove the guard"),
             Self::StartTunnel { interface, backend } => write!(f, "start the {backend} tunnel {interface}"),
-            Self::ConfigureDevice { interface, change } => {
+            Self::ConfigureDevice { interface, change, .. } => {
                 write!(f, "configure the tunnel {interface} ({change})")
             }
             Self::Loosen { link } => {

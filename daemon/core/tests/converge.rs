@@ -51,7 +51,7 @@ impl Model {
                     ObservedTunnel { link: Some(mk_link(backend)), device: Some(ObservedDevice::default()) };
                 now.tunnels.insert(interface, tunnel);
             }
-            Action::ConfigureDevice { interface, change } => self.configure(&interface, change, desired),
+            Action::ConfigureDevice { interface, change, .. } => self.configure(&interface, change, desired),
             Action::Loosen { link } => drop(now.strict.remove(&link)),
             Action::SetLink { interface, mtu } => {
                 let link = self.link(&interface);
@@ -370,7 +370,7 @@ proptest! {
         let mut next = desired.clone();
         next.tunnels.get_mut(name).unwrap().peers.get_mut(changed).unwrap().keepalive = 11;
         let actions = diff(&next, &model.0);
-        let [Action::ConfigureDevice { interface, change }] = &actions[..] else { panic!("{actions:?}") };
+        let [Action::ConfigureDevice { interface, change, .. }] = &actions[..] else { panic!("{actions:?}") };
         prop_assert_eq!(interface, name);
         prop_assert_eq!(&change.peers.iter().map(|peer| peer.public_key).collect::<Vec<_>>(), &[*changed]);
     }

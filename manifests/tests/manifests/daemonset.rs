@@ -104,10 +104,10 @@ fn probes_stay_on_the_node() {
         let tunnel = container(&objects, "warren-tunnel");
         let interface = names::interface(0, 0);
         for probe in ["startupProbe", "livenessProbe"] {
-            let command = json!(["warren-tunnel", "--probe", interface]);
+            let command = json!(["warren-tunnel", "--on-demand", "--probe", interface]);
             assert_eq!(tunnel[probe]["exec"]["command"], command, "{variant}: {probe}");
         }
-        assert_eq!(tunnel["args"], json!(["--foreground", interface]), "{variant}");
+        assert_eq!(tunnel["args"], json!(["--on-demand", interface]), "{variant}");
     }
 }
 
