@@ -15,8 +15,8 @@ use crate::args::{self, BackendChoice, Shares};
 use crate::hands::{Hands, Seen};
 use crate::happening;
 use crate::http::{self, Board};
-use crate::kernel::View;
 use crate::kernel::watch::Watch;
+use crate::kernel::{self, View};
 use crate::keystore::{self, Identity};
 use crate::paths::Paths;
 use crate::registry::Registry;
@@ -91,11 +91,21 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     watch(&changed)?;
     let hands = Hands::new(program, names::interface(EPOCH, 0), numbers)?;
     let Carrier { backend, fallback } = choose(backend, &hands);
+    // Several in userspace take a tunnel that has them.
+    let lanes = if backend == Backend::Kernel { lanes } else { 1 };
+    if lanes > 1
+        && let Err(error) = kernel::spread_by_ports()
+    {
+        tracing::warn!(
+            %error,
+            "all flows between two addresses share a lane; set net.ipv4.fib_multipath_hash_policy=1 and \
+             net.ipv6.fib_multipath_hash_policy=1 on this node"
+        );
+    }
     let mut agent = Agent {
         backend,
         fallback,
-        // Several in userspace take a tunnel that has them.
-        lanes: if backend == Backend::Kernel { lanes } else { 1 },
+        lanes,
         registry: Registry::open(registry, node.clone(), &changed).await?,
         paths: Paths::start(changed.clone()),
         node,

@@ -95,9 +95,11 @@ fn apply(settings: &mut Settings, name: &str, text: &str) -> anyhow::Result<()> 
         "node-cidrs" => settings.node_cidrs = list(text, NETWORK)?,
         "service-cidrs" => settings.service_cidrs = list(text, NETWORK)?,
         "api-servers" => settings.api_servers = list(text, "address such as 192.0.2.1")?,
+        "encrypt-host" => settings.encrypt_host = text.parse().context("write true or false")?,
         "withdraw" => settings.withdraw = text.parse().context("write true or false")?,
         _ => bail!(
-            "there are enforcement, cluster-cidrs, node-cidrs, service-cidrs, api-servers and withdraw, no {name:?}"
+            "there are enforcement, cluster-cidrs, node-cidrs, service-cidrs, api-servers, encrypt-host and withdraw, \
+             no {name:?}"
         ),
     }
     Ok(())

@@ -293,6 +293,22 @@ fn route_request<'a>(
     Ok(Some(if removes { routes::removal(route, &found) } else { routes::addition(route, &found) }))
 }
 
+/// Has the kernel spread flows over several interfaces by their ports as well as by their addresses
+/// (`fib_multipath_hash_policy`, Documentation/networking/ip-sysctl.rst), which else share one.
+pub fn spread_by_ports() -> io::Result<()> {
+    for family in ["ipv4", "ipv6"] {
+        let path = format!("/proc/sys/net/{family}/fib_multipath_hash_policy");
+        match std::fs::read_to_string(&path) {
+            // By addresses alone. Who chose another way has thought about it.
+            Ok(policy) if policy.trim() == "0" => std::fs::write(&path, "1")?,
+            // A kernel without this family.
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 fn index(interface: &str) -> Result<u32, KernelError> {
     nix::net::if_::if_nametoindex(interface).map_err(|_| KernelError::NoInterface(interface.to_owned()))
 }

@@ -83,7 +83,8 @@ impl Mesh {
     fn positive_control(&self) -> Result<()> {
         let (from, to) = (self.pod(1), self.pod(2));
         for ip in to.ips.iter().filter(|ip| self.lab.plan.has_clear_path(**ip)) {
-            Ping::default().run(&from.netns, *ip)?.complete().context("without Warren")?;
+            let ping = Ping { interval: Duration::from_millis(100), ..Ping::default() };
+            ping.run(&from.netns, *ip)?.complete().context("without Warren")?;
             for capture in &self.captures {
                 let report = capture.reset()?;
                 // Five pings and five answers.

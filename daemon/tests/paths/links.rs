@@ -1,9 +1,13 @@
 //! Nodes on one link, of one size or of several.
 
-use anyhow::{Context as _, Result, ensure};
-use warren_testkit::lab::{Families, Plan};
+use std::fs;
+use std::time::Duration;
 
-use crate::common::{V4, V6, as_planned, in_mesh, route_of, two_nodes};
+use anyhow::{Context as _, Result, ensure};
+use warren_testkit::lab::{Families, Plan, WarrendOptions, write_atomically};
+use warren_testkit::wait;
+
+use crate::common::{V4, V6, as_planned, in_mesh, in_mesh_of, route_of, two_nodes};
 use crate::{sizes, wire};
 
 /// The header of a frame of Ethernet.
@@ -92,6 +96,43 @@ pub fn mixed_jumbo() -> Result<()> {
         sizes::all(mesh.pod(2), mesh.pod(1), IN_V6)?;
         sizes::all(mesh.pod(1), mesh.pod(3), 8920)?;
         mesh.sealed_and_whole()?;
+        Ok(())
+    })
+}
+
+/// Probes follow the tunnels' own packets past the tunnels. Inside, each would find the path as narrow as the route
+/// through the tunnel says, and that route would become narrower still.
+pub fn hosts_switched() -> Result<()> {
+    let settings = tempfile::tempdir()?;
+    let extra = vec!["--settings".to_owned(), settings.path().display().to_string()];
+    let options = WarrendOptions { extra, ..WarrendOptions::default() };
+    in_mesh_of(&options, Plan { nodes: 3, underlay: Families::V4, ..two_nodes() }, as_planned, |mesh| {
+        fs::write(settings.path().join("encrypt-host"), "true")?;
+        // Not before it is read has the next node anything to say of it.
+        wait::until("the routes of the nodes' programs", Duration::from_secs(15), || {
+            let routes = mesh.node(1).netns.sh("ip -4 route show table 5182")?;
+            ensure!(routes.matches("warren-").count() == 2, "{routes}");
+            Ok(())
+        })?;
+        // Who comes back is new, and probed at once.
+        let (stands, away) = (mesh.node(3).manifest_path(), settings.path().join(".away"));
+        fs::copy(&stands, &away)?;
+        fs::remove_file(&stands)?;
+        let known = |wanted: usize| {
+            wait::until("the peers of node 1", Duration::from_secs(10), || {
+                let peers = mesh.node(1).status()?.peers.len();
+                ensure!(peers == wanted, "{peers} of {wanted}");
+                Ok(())
+            })
+        };
+        known(1)?;
+        write_atomically(&stands, &fs::read_to_string(&away)?)?;
+        known(2)?;
+        // Longer than a probe and the look at its answer.
+        std::thread::sleep(wait::patient(Duration::from_secs(4)));
+        mesh.route_mtu(1, 3, None)?;
+        mesh.route_mtu(1, 2, None)?;
+        mesh.sealed()?;
         Ok(())
     })
 }

@@ -19,6 +19,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a node with a smaller link is sent no larger packets, and the others are", links::one_smaller),
     ("a jumbo underlay is used", links::jumbo),
     ("jumbo and other nodes together send each other what the smaller takes", links::mixed_jumbo),
+    ("no path seems narrow when what nodes send each other becomes encrypted", links::hosts_switched),
     ("a smaller network behind a tunnel makes itself known through it", links::smaller_pods),
     ("a narrow link in the middle of an IPv4 path is found", routers::narrow_v4),
     ("a narrow link in the middle of an IPv6 path is found", routers::narrow_v6),

@@ -141,7 +141,8 @@ pub fn silent_v6() -> Result<()> {
         mesh.route_mtu(1, 2, None)?;
         let (from, to) = (mesh.pod(1), mesh.pod(2));
         for ip in &to.ips {
-            Ping::default().run(&from.netns, *ip)?.complete()?;
+            let ping = Ping { interval: Duration::from_millis(100), ..Ping::default() };
+            ping.run(&from.netns, *ip)?.complete()?;
             ensure!(sizes::exactly(&from.netns, *ip, 1420).is_err(), "a large packet passed");
         }
         for (node, other) in [(1, 2), (2, 1)] {

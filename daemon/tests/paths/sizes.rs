@@ -18,6 +18,10 @@ use warren_testkit::wait;
 /// The bytes of one TCP transfer.
 const STREAM: usize = 8 << 20;
 
+/// The time between pings, and so what the last one has for its answer: where others were answered, ping waits no
+/// longer than this or two round trips.
+const BEAT: Duration = Duration::from_millis(200);
+
 /// A transfer may not stand still for longer.
 const STALL: Duration = Duration::from_secs(2);
 
@@ -48,7 +52,7 @@ fn forget(from: &Netns, to: IpAddr) -> Result<()> {
 pub fn exactly(from: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
     forget(from, to)?;
     let size = (mtu - headers(to)) as u16;
-    let ping = Ping { count: 3, size, dont_fragment: true, ..Ping::default() };
+    let ping = Ping { count: 3, size, dont_fragment: true, interval: wait::patient(BEAT), ..Ping::default() };
     ping.run(from, to)?.complete().context("as large as may be")
 }
 

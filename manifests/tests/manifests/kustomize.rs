@@ -42,6 +42,14 @@ pub fn object<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
 }
 
 #[test]
+fn nodes_own_traffic_is_encrypted_by_a_component() {
+    for (components, encrypt_host) in [(&[][..], "false"), (&["encrypt-host"], "true")] {
+        let objects = objects(&build_with(components));
+        assert_eq!(object(&objects, "ConfigMap", "warren-settings")["data"]["encrypt-host"], encrypt_host);
+    }
+}
+
+#[test]
 fn settings_are_patched_by_components() {
     let settings = |components: &[&str]| {
         let objects = objects(&build_with(components));
