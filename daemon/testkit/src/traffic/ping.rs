@@ -26,7 +26,7 @@ pub struct Ping {
     pub interval: Duration,
     /// Bytes of payload: 8 less than the ICMP message, 28 (IPv4) or 48 (IPv6) less than the packet.
     pub size: u16,
-    /// How long the last one may take to be answered.
+    /// How long the last one may take to be answered, [`wait::patient`].
     pub patience: Duration,
     /// Whether routers must not fragment it (IPv4), nor the sender (`-M do`).
     pub dont_fragment: bool,
@@ -134,7 +134,7 @@ impl Ping {
             "-s",
             &self.size.to_string(),
         ]);
-        command.args(["-W", &seconds(self.patience)]);
+        command.args(["-W", &seconds(wait::patient(self.patience))]);
         if self.dont_fragment {
             command.args(["-M", "do"]);
         }
