@@ -96,7 +96,7 @@ impl Paths {
             return false;
         }
         self.wake.notify_one();
-        (prober.v4.mark, prober.v6.mark) = (mark, mark);
+        prober.mark(mark);
         prober.follow(endpoints, mtu)
     }
 
@@ -139,6 +139,16 @@ struct Prober {
 }
 
 impl Prober {
+    /// Sets the mark by which probes pass the tunnels, as the tunnels' own packets do: inside, they would find each
+    /// path as narrow as the route through the tunnel says, and that would make the route narrower still.
+    fn mark(&mut self, mark: u32) {
+        for sockets in [&mut self.v4, &mut self.v6] {
+            if sockets.mark != mark {
+                *sockets = Sockets { mark, ..Sockets::default() };
+            }
+        }
+    }
+
     fn follow(&mut self, endpoints: Vec<SocketAddr>, mtu: u32) -> bool {
         let new = self.schedule.follow(&endpoints, mtu);
         self.endpoints = endpoints;
