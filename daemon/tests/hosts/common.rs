@@ -141,10 +141,12 @@ pub fn reach_node(from: &Netns, node: &Node, ip: IpAddr) -> Result<()> {
     ping(from, ip)
 }
 
-/// Three pings.
+/// Three pings, all answered, in one of a few tries: while both ends of a tunnel begin handshakes at once, WireGuard
+/// may lose a packet.
 pub fn ping(from: &Netns, to: IpAddr) -> Result<()> {
-    let answers = Ping { count: 3, ..Ping::default() }.run(from, to)?;
-    answers.complete().with_context(|| format!("pings from {} to {to}", from.name()))
+    wait::until(&format!("answers from {to} to {}", from.name()), Duration::from_secs(2), || {
+        Ping { count: 3, ..Ping::default() }.run(from, to)?.complete()
+    })
 }
 
 /// No answer to pings, which may fail to be sent at all.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use warren_testkit::capture::CANARY;
 use warren_testkit::netns::Netns;
+use warren_testkit::wait;
 
 /// How long each step may take. Nothing here has to be retransmitted.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,7 +38,7 @@ pub struct Server<'a> {
 /// The client, inside `from`, says something to `to`, and the server says it back; returns the client's address as the
 /// server sees it.
 pub fn exchange(protocol: Protocol, from: &Netns, to: SocketAddr, server: &Server<'_>) -> Result<IpAddr> {
-    exchange_within(PATIENCE, protocol, from, to, server).with_context(|| {
+    exchange_within(wait::patient(PATIENCE), protocol, from, to, server).with_context(|| {
         format!(
             "{protocol:?} from {} to {to}, to be answered by {} at {}",
             from.name(),
@@ -49,7 +50,7 @@ pub fn exchange(protocol: Protocol, from: &Netns, to: SocketAddr, server: &Serve
 
 /// Fails if the client has any success.
 pub fn refused(protocol: Protocol, from: &Netns, to: SocketAddr, server: &Server<'_>) -> Result<()> {
-    match exchange_within(VAIN, protocol, from, to, server) {
+    match exchange_within(wait::patient(VAIN), protocol, from, to, server) {
         Ok(_) => bail!("{protocol:?} from {} to {to} was answered by {}", from.name(), server.netns.name()),
         Err(_) => Ok(()),
     }
@@ -107,32 +108,44 @@ fn tcp(patience: Duration, from: &Netns, to: SocketAddr, server: &Server<'_>) ->
 
 fn udp(patience: Duration, from: &Netns, to: SocketAddr, server: &Server<'_>) -> Result<IpAddr> {
     let socket = server.netns.run(|| UdpSocket::bind(server.at))?.context("listening")?;
-    std::thread::scope(|scope| {
-        let answering = scope.spawn(|| {
-            socket.set_read_timeout(Some(patience))?;
-            let mut buffer = [0; 2048];
-            let (length, peer) = socket.recv_from(&mut buffer).context("the server, receiving")?;
-            socket.send_to(&buffer[..length], peer).context("the server, sending")?;
-            anyhow::Ok(peer.ip())
-        });
-        let asked = from.run(|| {
-            let any: IpAddr =
-                if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-            let socket = UdpSocket::bind((any, 0))?;
-            // Connected, so that an answer from elsewhere is none.
-            socket.connect(to).context("connecting")?;
-            socket.set_read_timeout(Some(patience))?;
-            let said = &said()[..1000];
-            socket.send(said).context("the client, sending")?;
-            let mut buffer = [0; 2048];
-            let length = socket.recv(&mut buffer).context("the client, receiving")?;
-            ensure!(&buffer[..length] == said, "the answer was changed on the way");
-            Ok(())
-        })?;
-        let peer = answering.join().expect("the answering thread does not panic");
-        asked?;
-        peer
-    })
+    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+    let (asked, mut peers) = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| from.run(|| ask(patience, to))?);
+        let mut peers = Vec::new();
+        let mut buffer = [0; 2048];
+        while !asking.is_finished() {
+            if let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+                socket.send_to(&buffer[..length], peer).context("the server, sending")?;
+                peers.push(peer.ip());
+            }
+        }
+        anyhow::Ok((asking.join().expect("the asking thread does not panic"), peers))
+    })?;
+    asked.with_context(|| format!("the server heard from {peers:?}"))?;
+    peers.pop().context("answered by somebody else")
+}
+
+/// Asks like a resolver: again for as long as nobody answers.
+fn ask(patience: Duration, to: SocketAddr) -> Result<()> {
+    const TRIES: u32 = 3;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0))?;
+    // Connected, so that an answer from elsewhere is none.
+    socket.connect(to).context("connecting")?;
+    socket.set_read_timeout(Some(patience / TRIES))?;
+    let said = &said()[..1000];
+    let mut buffer = [0; 2048];
+    let mut heard = Ok(0);
+    for _ in 0..TRIES {
+        socket.send(said).context("the client, sending")?;
+        heard = socket.recv(&mut buffer);
+        if heard.is_ok() {
+            break;
+        }
+    }
+    let length = heard.context("the client, receiving")?;
+    ensure!(&buffer[..length] == said, "the answer was changed on the way");
+    Ok(())
 }
 
 fn said() -> Vec<u8> {

@@ -76,7 +76,8 @@ fn wrong(town: &Town, commands: &[&str], remedy: Option<&str>) -> Result<()> {
         node.ready()?;
         for other in others {
             for ip in &other.ips {
-                let once = Ping { count: 1, patience: Duration::from_millis(200), ..Ping::default() };
+                let patience = wait::patient(Duration::from_millis(200));
+                let once = Ping { count: 1, patience, ..Ping::default() };
                 once.run(&node.netns, *ip)?.complete()?;
             }
         }
