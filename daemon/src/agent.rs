@@ -1,5 +1,6 @@
 //! The loop that owns all state: look, plan, compare, act, look again, report.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep};
 use warren_api::status::Status;
-use warren_api::{Backend, annotations, names};
-use warren_core::{Action, Desired, Guard, Numbers, Own, Plan, Settings, Snapshot, Withdrawal, diff, plan};
+use warren_api::{Backend, PublicKey, annotations, names};
+use warren_core::{
+    Action, Desired, Guard, Numbers, Own, PeerInfo, Plan, Settings, Snapshot, Withdrawal, diff, plan,
+    renewals,
+};
 
 use crate::args::{self, BackendChoice, Shares};
 use crate::hands::{Hands, Seen};
@@ -117,6 +121,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         voice: Voice::default(),
         failed: Vec::new(),
         guarded: Guard::default(),
+        peers: BTreeMap::new(),
         settled: false,
         silent_looks: 0,
     };
@@ -254,6 +259,8 @@ struct Agent {
     /// What was to be guarded at the last look: the only thing remembered, for the moment in which the guard is
     /// flushed while the registry does not name a node that it named before.
     guarded: Guard,
+    /// The peers of the last look, to tell whose tunnel was replaced by another kind.
+    peers: BTreeMap<PublicKey, PeerInfo>,
     /// Whether it was seen that nobody else has what is to be Warren's. Who takes it later is not let have it.
     settled: bool,
     /// For how many looks in a row the tunnel has not answered.
@@ -298,6 +305,14 @@ impl Agent {
             ));
         }
         self.guarded = plan.desired.guard.clone().unwrap_or_default();
+        let renewals = renewals(&self.peers, &plan, seen.sound_devices());
+        if !renewals.is_empty() {
+            self.apply(&renewals, &seen, &mut failures).await;
+            match self.hands.look().await {
+                Ok(after) => seen = after,
+                Err(error) => failures.push(format!("{error:#}")),
+            }
+        }
         let actions = pending(&plan, &seen, &mut failures);
         let acted = !actions.is_empty();
         if acted {
@@ -323,6 +338,7 @@ impl Agent {
             status.fallback.clone_from(&self.fallback);
         }
         self.tell(report.status.as_ref());
+        self.peers = plan.peers;
         Report { acted, ..report }
     }
 

@@ -100,6 +100,11 @@ impl Seen {
         Standing { guard, alive: alive.collect() }
     }
 
+    /// The tunnels that answer.
+    pub fn sound_devices(&self) -> impl Iterator<Item = (&Arc<str>, &ObservedDevice)> {
+        self.devices.iter().filter_map(|(interface, device)| Some((interface, device.as_ref().ok()?)))
+    }
+
     /// Whether each tunnel that should be there is, with a device that answers.
     pub fn has_tunnels(&self, desired: &Desired) -> bool {
         let answers = |interface| matches!(self.devices.get(interface), Some(Ok(_)));
@@ -186,7 +191,7 @@ impl Hands {
                 let identity = identity.context("a device is configured only by the daemon")?;
                 self.configure(interface, *backend, change, identity).await?;
             }
-            Action::StopTunnel { interface, backend } => self.stop(interface, *backend)?,
+            Action::StopTunnel { interface, backend } => self.stop(interface, *backend).await?,
             Action::SetLink { .. }
             | Action::AddAddress { .. }
             | Action::RemoveAddress { .. }
@@ -203,17 +208,17 @@ impl Hands {
         match backend {
             Backend::Kernel => {
                 // Nobody is to make one of the same name.
-                self.userspace.stop().context("the tunnel's socket cannot be removed")?;
+                self.userspace.stop().await.context("the tunnel cannot be stopped")?;
                 Ok(self.wireguard.create(interface)?)
             }
             Backend::Userspace => Ok(self.userspace.start().await?),
         }
     }
 
-    fn stop(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {
+    async fn stop(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {
         match backend {
             Backend::Kernel => Ok(self.wireguard.remove(interface)?),
-            Backend::Userspace => self.userspace.stop().context("the tunnel's socket cannot be removed"),
+            Backend::Userspace => self.userspace.stop().await.context("the tunnel cannot be stopped"),
         }
     }
 

@@ -30,6 +30,9 @@ const CHANGE: Duration = Duration::from_secs(5);
 /// How long somebody else may take to do so before that is said; it is asked again.
 const DEMAND: Duration = Duration::from_secs(1);
 
+/// How long it may take to end. It takes milliseconds.
+const STOP: Duration = Duration::from_secs(1);
+
 /// How long it may take to create its interface.
 const START: Duration = Duration::from_secs(10);
 
@@ -150,14 +153,24 @@ impl Userspace {
         tokio::time::timeout(DEMAND, served).await.map_err(|_| TunnelError::External { socket: socket() })
     }
 
-    /// Ends the device: without its socket it removes its interface and exits, or waits until it is wanted again.
-    pub fn stop(&self) -> io::Result<()> {
+    /// Ends the device, if there is one: without its socket it removes its interface and exits, or waits until it is
+    /// wanted again. Returns when name and port are free, or when that takes too long: then whoever wants them next
+    /// is told.
+    pub async fn stop(&self) -> io::Result<()> {
+        let mut served = false;
         for file in [uapi::wanted_path(&self.interface), uapi::socket_path(&self.interface)] {
             match std::fs::remove_file(file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+                Ok(()) => served = true,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
+        let gone = async {
+            while served && nix::net::if_::if_nametoindex(self.interface.as_str()).is_ok() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let _ = tokio::time::timeout(STOP, gone).await;
         Ok(())
     }
 

@@ -2,6 +2,8 @@
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 
+use crate::lanes::Flow;
+
 /// Warren's lab: see the mesh work, on this one machine, without a cluster.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -18,6 +20,21 @@ pub enum Command {
     ///
     /// As root, or without root in a user namespace of its own. Leaves nothing behind, however it ends.
     Demo(Demo),
+    /// Show what each lane of this node carries and, with --flow, which lane a flow takes.
+    ///
+    /// To be run on a node, in its network namespace. Changes nothing.
+    Lanes(Lanes),
+}
+
+/// Options of `lanes`.
+#[derive(Debug, Clone, Group)]
+pub struct Lanes {
+    /// A flow from this node: PROTOCOL,SOURCE:PORT,DESTINATION:PORT.
+    #[arg(long)]
+    pub flow: Option<Flow>,
+    /// Seconds for which the flow's packets are looked for on the lanes.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub seconds: u16,
 }
 
 /// Options of `demo`.

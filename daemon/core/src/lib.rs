@@ -20,6 +20,7 @@ pub mod nets;
 pub mod numbers;
 pub mod observed;
 pub mod plan;
+pub mod renewal;
 pub mod snapshot;
 
 pub use desired::{Desired, Family, Guard, Port, Route, RouteKind, Rule, Tunnel, TunnelPeer};
@@ -27,4 +28,5 @@ pub use diff::{Action, DeviceChange, PeerChange, diff};
 pub use numbers::{Numbers, Priorities};
 pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer, ObservedTunnel};
 pub use plan::{PeerInfo, Plan, Standing, Withdrawal, overhead, plan};
+pub use renewal::renewals;
 pub use snapshot::{LocalAddress, NodeRecord, Own, Record, Settings, Snapshot};

@@ -133,7 +133,7 @@ furnish() {
     files=$(for name in $programs; do command -v "$name" || true; done)
     beside="${program%/*}"
     ours=''
-    for name in warrend warren-tunnel keyctl; do
+    for name in warrend warren-tunnel keyctl warren-perf; do
         for folder in "$beside" "${beside%/deps}"; do
             [ ! -x "$folder/$name" ] || ours="$ours $folder/$name"
         done

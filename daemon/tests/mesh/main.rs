@@ -5,11 +5,13 @@
 //! `cargo test --test mesh -- 'routes'` runs those with `routes` in their names.
 
 mod accidents;
+mod backends;
 mod bad_input;
 mod bad_nodes;
 mod common;
 mod forgery;
 mod kills;
+mod lanes;
 mod many;
 mod membership;
 mod removal;
@@ -42,6 +44,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a forged packet reaches no pod", forgery::from_the_underlay),
     ("bad input is quarantined, and the others go on", bad_input::with_cluster_cidrs),
     ("bad input is quarantined, also without --cluster-cidrs", bad_input::without_cluster_cidrs),
+    ("a node changes its backend: the same key, and one handshake", backends::change),
+    ("--backend auto takes the kernel's WireGuard, or says why it cannot", backends::auto),
+    ("a foreign interface with the tunnel's name is left alone and told", backends::name_taken),
+    ("flows spread evenly over the lanes, and each keeps to its own", lanes::spread),
+    ("warren-perf says which lane a flow takes", lanes::shown),
+    ("the number of lanes changes, and no packet is lost", lanes::number_changes),
+    ("a lane that a firewall blocks carries nothing until it is open", lanes::blocked),
     ("200 nodes converge in 3 s, one change in 200 ms", many::two_hundred_nodes),
 ];
 

@@ -91,16 +91,35 @@ fn change(mesh: &Mesh, subject: usize, change: impl FnOnce() -> Result<()>) -> R
         Ok((now, start.elapsed()))
     })?;
     for (these, those) in [(&before, &after), (&after, &before)] {
-        for (key, peer) in these.iter().filter(|(key, peer)| those.get(*key) != Some(peer)) {
-            ensure!(peer.contains(&pods), "the peer {key} was touched: {peer}");
+        for (key, peer) in
+            these.iter().filter(|(key, peer)| !those.get(*key).is_some_and(|other| other.is(peer)))
+        {
+            ensure!(peer.configured.contains(&pods), "the peer {key} was touched: {peer:?}");
         }
     }
     Ok(time)
 }
 
-/// What the tunnel holds of each peer: PSK, endpoint, allowed IPs, the time of the last handshake, and the
-/// interval of keepalives; not its byte counters, which traffic changes.
-fn peers(node: &Node) -> Result<BTreeMap<String, String>> {
+/// What the tunnel holds of a peer; not its byte counters, which traffic changes.
+#[derive(Debug, PartialEq)]
+struct Peer {
+    /// PSK, endpoint, allowed IPs, and the interval of keepalives.
+    configured: String,
+    /// The time of the last handshake, in seconds since the Unix epoch; 0 for never.
+    handshake: u64,
+}
+
+impl Peer {
+    /// Whether they are the same one, with the same session, or the next one when its time had come
+    /// (REKEY_AFTER_TIME, 120 s).
+    fn is(&self, other: &Self) -> bool {
+        let between = self.handshake.abs_diff(other.handshake);
+        let rekeyed = self.handshake.min(other.handshake) > 0 && between >= 120;
+        self.configured == other.configured && (between == 0 || rekeyed)
+    }
+}
+
+fn peers(node: &Node) -> Result<BTreeMap<String, Peer>> {
     let dump = node.netns.sh("wg show warren-a0 dump")?;
     dump.lines()
         .skip(1)
@@ -110,7 +129,8 @@ fn peers(node: &Node) -> Result<BTreeMap<String, String>> {
                 .collect::<Vec<_>>()
                 .try_into()
                 .map_err(|_| anyhow::anyhow!("wg says {line:?}"))?;
-            Ok((key.to_owned(), [psk, endpoint, allowed_ips, handshake, keepalive].join(" ")))
+            let configured = [psk, endpoint, allowed_ips, keepalive].join(" ");
+            Ok((key.to_owned(), Peer { configured, handshake: handshake.parse()? }))
         })
         .collect()
 }

@@ -13,6 +13,7 @@ fn variants() -> Vec<(&'static str, Vec<Value>)> {
     vec![
         ("base", objects(&build("base"))),
         ("userspace", objects(&build_with(&["userspace"]))),
+        ("lanes", objects(&build_with(&["lanes"]))),
         ("monitoring", objects(&build_with(&["monitoring"]))),
         (
             "everything",

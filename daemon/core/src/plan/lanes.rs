@@ -82,8 +82,10 @@ impl<'a> Lanes<'a> {
             if !ours && peers.is_empty() {
                 continue;
             }
-            // One interface with the addresses is enough for the node to have them.
-            let addresses = local.pod_cidrs.iter().filter(|_| lane == 0).map(|cidr| cidr.network());
+            // On every lane: from an interface without an address, the reverse-path filter lets nothing pass but what
+            // would be answered there (`__fib_validate_source` in net/ipv4/fib_frontend.c), and the other end may use
+            // a lane before this one does.
+            let addresses = local.pod_cidrs.iter().map(|cidr| cidr.network());
             let tunnel = Tunnel {
                 backend: self.own.backend,
                 mtu,

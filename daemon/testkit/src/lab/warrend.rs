@@ -25,6 +25,8 @@ pub struct WarrendOptions {
     pub tell_cidrs: bool,
     /// `--registry`; the lab's own when absent.
     pub registry: Option<String>,
+    /// `--backend`; that of the node when absent.
+    pub backend: Option<&'static str>,
     /// What warrend may do on its node, and who starts the tunnel.
     pub rights: Rights,
     /// More arguments.
@@ -38,6 +40,7 @@ impl Default for WarrendOptions {
             resync: None,
             tell_cidrs: true,
             registry: None,
+            backend: None,
             rights: Rights::Root,
             extra: Vec::new(),
         }
@@ -96,7 +99,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 impl Node {
     /// Starts warrend. It must not run already; its end is seen by [`Node::wait_warrend`] and the like.
     pub fn start_warrend(&self, options: &WarrendOptions) -> Result<()> {
-        let WarrendOptions { enforcement, resync, tell_cidrs, registry, rights, extra } = options;
+        let WarrendOptions { enforcement, resync, tell_cidrs, registry, backend, rights, extra } = options;
         let mut running = self.warrend.lock().expect("no thread panics with the lock");
         ensure!(running.is_none(), "warrend already runs on {}", self.name);
 
@@ -108,7 +111,7 @@ impl Node {
             Rights::Root => command.arg("--tunnel-program").arg(binary("warren-tunnel")?),
             Rights::Manifest => command.arg("--external-tunnel"),
         };
-        command.args(["--backend", self.backend.argument()]);
+        command.args(["--backend", backend.unwrap_or(self.backend.argument())]);
         command.args([
             "--enforcement",
             if *enforcement == Enforcement::Strict { "strict" } else { "permissive" },

@@ -3,6 +3,7 @@
 //! All of it carries [`crate::capture::CANARY`] in its payload where the program that makes it allows,
 //! so that the capture recognises it behind any header.
 
+pub mod flows;
 pub mod inject;
 pub mod iperf;
 pub mod ping;

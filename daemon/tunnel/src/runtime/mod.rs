@@ -99,6 +99,9 @@ impl Tunnel {
     pub fn serve(self, ready: impl FnOnce() -> Result<()>) -> Result<End> {
         let Self { name, socket, queues, shared, signals } = self;
         tracing::info!(interface = name, lanes = queues.len(), port = shared.sockets().port(), "started");
+        // The interface lives as long as any descriptor of its queues. It goes last: whoever sees that it is gone finds
+        // the port free, too.
+        let interface = queues.first().map(Queue::hold).transpose().context("holding the interface")?;
         let mut threads = Vec::with_capacity(queues.len());
         let result = socket
             .claim()
@@ -108,6 +111,8 @@ impl Tunnel {
         socket.remove();
         shared.stop();
         let lanes = join(threads);
+        drop(shared);
+        drop(interface);
         let end = match result? {
             Some(end) => {
                 lanes?;

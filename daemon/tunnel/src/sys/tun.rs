@@ -38,6 +38,14 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// What keeps the interface alive when its queues are closed.
+    ///
+    /// # Errors
+    /// When descriptors run out.
+    pub fn hold(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
     /// Creates the interface `name` with `count` queues, and sets its MTU.
     ///
     /// # Errors

@@ -1,0 +1,104 @@
+//! What carries a node's tunnels is chosen, changed, and may be in somebody's way.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use warren_api::Backend;
+use warren_testkit::lab::{WarrendOptions, needs_kernel_wireguard};
+use warren_testkit::wait;
+
+use crate::common::{in_lab, no_talk, talk, two_nodes};
+
+/// A handshake, and what it takes to make a tunnel of another kind in the place of one, [`wait::patient`].
+const CHANGED: Duration = Duration::from_secs(1);
+
+/// Node 1 changes from the kernel to userspace and back, by restarts with another `--backend`: it keeps its key, and
+/// what is lost meanwhile is what one handshake takes.
+pub fn change() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        needs_kernel_wireguard()?;
+        let node = mesh.node(1);
+        let run = |backend| {
+            node.start_warrend(&WarrendOptions { backend: Some(backend), ..WarrendOptions::default() })
+        };
+        mesh.node(2).start_warrend(&WarrendOptions::default())?;
+        run("kernel")?;
+        mesh.await_up()?;
+        let key = node.status()?.public_key;
+        for (argument, backend) in [("userspace", Backend::Userspace), ("kernel", Backend::Kernel)] {
+            let traffic = mesh.traffic()?;
+            node.stop_warrend()?;
+            run(argument)?;
+            wait::until("the change", Duration::from_secs(10), || {
+                mesh.await_up()?;
+                let seen = mesh.node(2).status()?;
+                ensure!(
+                    seen.peers[0].backend == backend,
+                    "node-2 takes node-1 for {}",
+                    seen.peers[0].backend
+                );
+                Ok(())
+            })?;
+            let damage = traffic.stop()?;
+            println!(
+                "to {argument}: {} of {} pings lost, over {:?}",
+                damage.lost, damage.sent, damage.outage
+            );
+            ensure!(damage.outage < wait::patient(CHANGED), "no answer for {:?}", damage.outage);
+            let status = node.status()?;
+            ensure!(status.backend == backend, "it runs {}", status.backend);
+            ensure!(status.public_key == key, "the key changed");
+            talk(mesh.pod(1, 1), mesh.pod(2, 2))?;
+        }
+        mesh.sealed()?;
+        Ok(())
+    })
+}
+
+/// What `auto` means depends on this kernel, and either is checked.
+pub fn auto() -> Result<()> {
+    let has = needs_kernel_wireguard().is_ok();
+    in_lab(two_nodes(), |mesh| {
+        mesh.lab.start_all(&WarrendOptions { backend: Some("auto"), ..WarrendOptions::default() })?;
+        mesh.await_up()?;
+        talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        let node = mesh.node(1);
+        let (status, metrics, log) = (node.status()?, node.metrics()?, node.log());
+        let announced = std::fs::read_to_string(node.manifest_path())?;
+        let (backend, metric, said) = match has {
+            true => (Backend::Kernel, 0, "WireGuard in the kernel carries the tunnels"),
+            false => (Backend::Userspace, 1, "modprobe wireguard"),
+        };
+        ensure!(status.backend == backend && status.fallback.is_none() == has, "{status:?}");
+        ensure!(status.fallback.iter().all(|why| why.contains(said)), "{status:?}");
+        ensure!(metrics.contains(&format!("\nwarren_backend_fallback{{}} {metric}")), "{metrics}");
+        ensure!(log.contains(said), "{log}");
+        ensure!(announced.contains(&format!("warren.internal/backend: {backend}")), "{announced}");
+        mesh.sealed()?;
+        Ok(())
+    })
+}
+
+/// Somebody else's interface has the tunnel's name at start: the node is not ready and says what to do, the interface
+/// stays as it is, nothing is in the clear; and once it is gone, the node joins.
+pub fn name_taken() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        node.netns.ip("link add warren-a0 type bridge\nlink set warren-a0 up")?;
+        let before = node.netns.sh("ip link show dev warren-a0")?;
+        mesh.lab.start_all(&WarrendOptions::default())?;
+        wait::until("the report of the taken name", Duration::from_secs(10), || {
+            let (code, said) = node.http("/readyz")?;
+            ensure!(code == 503 && said.contains("warren-a0 is not Warren"), "{code}: {said}");
+            Ok(())
+        })?;
+        ensure!(node.netns.sh("ip link show dev warren-a0")? == before, "the interface was changed");
+        no_talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        mesh.silent()?;
+        node.netns.ip("link delete warren-a0")?;
+        mesh.await_up()?;
+        talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        mesh.sealed()?;
+        Ok(())
+    })
+}
