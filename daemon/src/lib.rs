@@ -16,6 +16,7 @@
 
 pub mod agent;
 pub mod args;
+pub mod blocking;
 pub mod guard;
 pub mod hands;
 pub mod happening;

@@ -18,6 +18,7 @@ use warren_api::PublicKey;
 use warren_core::{DeviceChange, ObservedDevice, ObservedPeer, PeerChange};
 use warren_tunnel::uapi::{self, AllowedIpChange, DeviceState, DeviceUpdate, PeerUpdate, client};
 
+use crate::blocking::blocking;
 use crate::keystore::Identity;
 
 /// How long the tunnel may take to tell its state. It takes milliseconds; a process that is stopped or starved
@@ -194,6 +195,7 @@ impl Userspace {
     pub async fn observe(&self) -> Result<Option<ObservedDevice>, TunnelError> {
         let socket = uapi::socket_path(&self.interface);
         let path = socket.clone();
+        // The client blocks for as long as the tunnel thinks, which must not stop the probes.
         let result = blocking(move || client::get(&path, ANSWER)).await;
         match result {
             Ok(state) => Ok(Some(observed(&state))),
@@ -211,14 +213,6 @@ impl Userspace {
             Some(port) if is_refused_with(&source, nix::libc::EADDRINUSE) => TunnelError::PortTaken { port },
             _ => TunnelError::Socket { socket, source },
         })
-    }
-}
-
-/// The client blocks for as long as the tunnel thinks, which must not stop the probes.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(call).await {
-        Ok(result) => result,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 

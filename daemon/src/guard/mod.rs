@@ -16,6 +16,7 @@ use tokio::process::Command;
 use warren_api::status::GuardCounters;
 use warren_core::{Action, Guard, Numbers};
 
+use crate::blocking::blocking;
 use nftables::Socket;
 use readback::Listing;
 
@@ -59,9 +60,10 @@ pub enum GuardError {
     },
 }
 
-/// Reads back what stands in the kernel.
+/// Reads back what stands in the kernel, while the caller reads something else: of thousands of nodes, that takes a while.
 pub async fn find(numbers: &Numbers) -> Result<Found, GuardError> {
-    Ok(list()?.map(|listing| readback::found(&listing, numbers)).unwrap_or_default())
+    let numbers = *numbers;
+    blocking(move || Ok(list()?.map(|listing| readback::found(&listing, &numbers)).unwrap_or_default())).await
 }
 
 /// What the guard's table holds, if there is one.

@@ -344,6 +344,10 @@ fn refusal(action: String, source: io::Error) -> KernelError {
     let hint = match source.raw_os_error() {
         Some(nix::libc::EPERM) => "; warrend needs the capability NET_ADMIN",
         Some(nix::libc::EOPNOTSUPP | nix::libc::EAFNOSUPPORT) => "; is this address family switched off?",
+        // A tunnel's interface takes its port as it comes up.
+        Some(nix::libc::EADDRINUSE) => {
+            "; its UDP port is taken: see who has it with `ss -lunp`, or choose another with --listen-port"
+        }
         _ => "",
     };
     KernelError::Apply { action, source, hint }

@@ -250,19 +250,16 @@ impl Sockets {
     /// Asks WireGuard's family, with its number. That may have changed where the module was loaded anew, and may be
     /// had since the module was loaded.
     fn talk<T>(&mut self, mut ask: impl FnMut(&mut Socket, u16) -> io::Result<T>) -> io::Result<T> {
-        let known = self.family;
-        for _ in 0..TRIES {
-            let family = match self.family {
-                Some(family) => family,
-                None => self.resolve()?,
-            };
-            match ask(&mut self.generic, family) {
-                Err(error) if errno(&error) == libc::ENOBUFS => {}
-                Err(error) if errno(&error) == libc::ENOENT && self.family == known => self.family = None,
-                result => return result,
+        patiently(|| {
+            if let Some(family) = self.family {
+                match ask(&mut self.generic, family) {
+                    Err(error) if errno(&error) == libc::ENOENT => {}
+                    result => return result,
+                }
             }
-        }
-        Err(io::Error::from_raw_os_error(libc::ENOBUFS))
+            let family = self.resolve()?;
+            ask(&mut self.generic, family)
+        })
     }
 
     fn resolve(&mut self) -> io::Result<u16> {
@@ -272,6 +269,17 @@ impl Sockets {
         self.family = family;
         family.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
     }
+}
+
+/// Asks again while the kernel has no memory for the question, or its answer found no room.
+fn patiently<T>(mut ask: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..TRIES {
+        match ask() {
+            Err(error) if errno(&error) == libc::ENOBUFS => {}
+            result => return result,
+        }
+    }
+    ask()
 }
 
 /// Brings a private key into the form that the kernel keeps it in (RFC 7748, section 5). It takes another form of its

@@ -70,7 +70,8 @@ fn measure<const N: usize>(
     let shown = times.map(|time| time.as_millis().to_string()).join(", ");
     println!("{what}: in the tunnel after {shown} ms, no other peer touched");
     ensure!(
-        times[N / 2] < wait::patient(HANDLED),
+        // Patient twice: an emulated processor is that much slower where it does nothing but compute.
+        times[N / 2] < wait::patient(wait::patient(HANDLED)),
         "{what}: the median of {shown} ms is not below {HANDLED:?}"
     );
     Ok(())

@@ -1,4 +1,4 @@
-//! iperf3: throughput between two pods, or a steady stream of which every packet is counted.
+//! iperf3: throughput between two pods.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::IpAddr;
@@ -14,16 +14,6 @@ use crate::wait;
 /// Every measurement gets a port of its own, so several may run in one pod.
 static NEXT_PORT: AtomicU16 = AtomicU16::new(5201);
 
-/// What iperf3 is to send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Load {
-    /// One TCP stream, as fast as it goes. It fills queues until they overflow: other traffic loses packets.
-    Tcp,
-    /// UDP at so many Mbit/s (divided by [`wait::patience`]), in packets of 1,200 bytes. Above 5 Mbit/s the
-    /// socket that receives them may overflow by itself where iperf3 waits for a busy core.
-    Udp(u32),
-}
-
 /// What iperf3 measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Throughput {
@@ -33,10 +23,6 @@ pub struct Throughput {
     pub bytes: u64,
     /// TCP segments sent again.
     pub retransmits: u64,
-    /// UDP packets sent.
-    pub packets: u64,
-    /// UDP packets of these that did not arrive.
-    pub lost: u64,
     /// Of each reported interval (100 ms, [`wait::patient`]), the bytes that the sender could hand over: 0 is a stall.
     pub intervals: Vec<u64>,
 }
@@ -52,11 +38,6 @@ pub struct Iperf {
 impl Iperf {
     /// Starts to send TCP from `client` to a server in `server` at its address `to`, for `seconds`.
     pub fn start(server: &Netns, to: IpAddr, client: &Netns, seconds: u32) -> Result<Self> {
-        Self::start_load(server, to, client, seconds, Load::Tcp)
-    }
-
-    /// [`Iperf::start`] with another load than TCP.
-    pub fn start_load(server: &Netns, to: IpAddr, client: &Netns, seconds: u32, load: Load) -> Result<Self> {
         let port = NEXT_PORT.fetch_add(1, Ordering::Relaxed).to_string();
         let what = format!("iperf3 from {} to {} ({to})", client.name(), server.name());
         let to = to.to_string();
@@ -80,15 +61,6 @@ impl Iperf {
         // The server writes a report that nobody needs; unread, it would fill the pipe.
         std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         let mut command = client.command("iperf3");
-        if let Load::Udp(mbits) = load {
-            command.args([
-                "--udp",
-                "--length",
-                "1200",
-                "--bitrate",
-                &format!("{:.0}", f64::from(mbits) * 1e6 / wait::patience()),
-            ]);
-        }
         let client = command
             .args(["--client", &to, "--port", &port, "--time", &seconds.to_string()])
             .args(["--interval", &wait::patient(Duration::from_millis(100)).as_secs_f64().to_string()])
@@ -131,8 +103,7 @@ fn parse(json: &str) -> Result<Throughput> {
         bail!("iperf3: {error}");
     }
     let end = &report["end"];
-    // Older versions have one sum of UDP for both ends.
-    let received = if end["sum_received"].is_object() { &end["sum_received"] } else { &end["sum"] };
+    let received = &end["sum_received"];
     let number = |value: &serde_json::Value, name: &str| {
         value[name].as_f64().with_context(|| format!("iperf3's JSON has no number {name}"))
     };
@@ -142,8 +113,6 @@ fn parse(json: &str) -> Result<Throughput> {
         gbits: number(received, "bits_per_second")? / 1e9,
         bytes,
         retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
-        packets: end["sum"]["packets"].as_u64().unwrap_or(0),
-        lost: end["sum"]["lost_packets"].as_u64().unwrap_or(0),
         intervals: report["intervals"]
             .as_array()
             .map(|intervals| {
@@ -164,13 +133,6 @@ mod tests {
         let throughput = parse(json).unwrap();
         assert_eq!((throughput.gbits, throughput.bytes, throughput.retransmits), (1.0, 125_000_000, 3));
         assert_eq!(throughput.intervals, [5, 0]);
-    }
-
-    #[test]
-    fn lost_datagrams_are_read() {
-        let json = r#"{"end":{"sum":{"bytes":1200,"bits_per_second":1e6,"packets":7,"lost_packets":6}}}"#;
-        let throughput = parse(json).unwrap();
-        assert_eq!((throughput.packets, throughput.lost), (7, 6));
     }
 
     #[test]

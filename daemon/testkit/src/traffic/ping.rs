@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,16 +18,20 @@ use crate::capture::CANARY;
 use crate::netns::Netns;
 use crate::{process, wait};
 
+/// Identifiers that tell pings of this program from each other.
+static NEXT_ID: AtomicU16 = AtomicU16::new(1);
+
 /// How to ping.
 #[derive(Debug, Clone, Copy)]
 pub struct Ping {
     /// Echo requests to send.
     pub count: u32,
-    /// Time between two of them.
+    /// Time between two of them; zero sends the second and all others as soon as the first was answered.
     pub interval: Duration,
     /// Bytes of payload: 8 less than the ICMP message, 28 (IPv4) or 48 (IPv6) less than the packet.
     pub size: u16,
-    /// How long the last one may take to be answered, [`wait::patient`].
+    /// How long the last one may take to be answered, [`wait::patient`]. With a time between them, ping waits no longer
+    /// than that, or twice the longest answer, if there was one.
     pub patience: Duration,
     /// Whether routers must not fragment it (IPv4), nor the sender (`-M do`).
     pub dont_fragment: bool,
@@ -36,7 +41,7 @@ impl Default for Ping {
     fn default() -> Self {
         Self {
             count: 5,
-            interval: Duration::from_millis(20),
+            interval: Duration::ZERO,
             size: 56,
             patience: Duration::from_secs(1),
             dont_fragment: false,
@@ -100,8 +105,27 @@ impl fmt::Display for Answers {
 impl Ping {
     /// Pings `to` from inside `from`, and reports what became of it; loss is no error.
     pub fn run(&self, from: &Netns, to: IpAddr) -> Result<Answers> {
+        let mut tally = Tally::default();
+        if self.interval.is_zero() {
+            // The first goes ahead and the others follow as one conversation: connection tracking drops all but one of
+            // several packets that begin a conversation at once.
+            let id = NEXT_ID.fetch_add(1, Ordering::Relaxed).to_string();
+            self.part(from, to, &["-e", &id, "-c", "1"], &mut tally)?;
+            let rest = self.count.saturating_sub(1).to_string();
+            if self.count > 1 {
+                tally.before = 1;
+                self.part(from, to, &["-e", &id, "-c", &rest, "-l", &rest], &mut tally)?;
+            }
+        } else {
+            self.part(from, to, &["-c", &self.count.to_string()], &mut tally)?;
+        }
+        Ok(tally.answers(self.count))
+    }
+
+    /// One run of the program.
+    fn part(&self, from: &Netns, to: IpAddr, options: &[&str], tally: &mut Tally) -> Result<()> {
         let mut command = self.command(from, to);
-        command.args(["-c", &self.count.to_string()]);
+        command.args(options);
         let output = command.output().with_context(|| format!("starting {}", process::shown(&command)))?;
         let text = String::from_utf8_lossy(&output.stdout);
         // 1 means loss. Anything else is a ping that could not even send.
@@ -112,9 +136,8 @@ impl Ping {
             from.name(),
             String::from_utf8_lossy(&output.stderr).trim()
         );
-        let mut tally = Tally::default();
         text.lines().for_each(|line| tally.read(line));
-        Ok(tally.answers(self.count))
+        Ok(())
     }
 
     fn command(&self, from: &Netns, to: IpAddr) -> Command {
@@ -123,18 +146,11 @@ impl Ping {
             let _ = write!(hex, "{byte:02x}");
             hex
         });
+        let patience = wait::patient(self.patience);
+        let interval = if self.interval.is_zero() { patience } else { self.interval };
         let mut command = from.command("ping");
-        command.args([
-            "-n",
-            "-D",
-            "-p",
-            &pattern,
-            "-i",
-            &seconds(self.interval),
-            "-s",
-            &self.size.to_string(),
-        ]);
-        command.args(["-W", &seconds(wait::patient(self.patience))]);
+        command.args(["-n", "-D", "-p", &pattern, "-i", &seconds(interval), "-s", &self.size.to_string()]);
+        command.args(["-W", &seconds(patience)]);
         if self.dont_fragment {
             command.args(["-M", "do"]);
         }
@@ -148,6 +164,8 @@ impl Ping {
 struct Tally {
     answered: BTreeSet<u32>,
     duplicates: u32,
+    /// Requests that were sent before number 1 of those that are read about.
+    before: u32,
     /// icmp_seq has 16 bits; answers arrive nearly in order, so a jump down is a turn of the counter.
     turns: u32,
     highest: u32,
@@ -167,6 +185,7 @@ impl Tally {
         else {
             return;
         };
+        let number = number + self.before;
         let mut whole = self.turns * 65536 + number;
         if whole + 32768 < self.highest {
             self.turns += 1;
