@@ -37,15 +37,18 @@ pub struct Ping {
     pub dont_fragment: bool,
 }
 
+impl Ping {
+    /// So many small ones. Patience is longer than the second after which a neighbour is asked for again (RFC 4861,
+    /// section 10).
+    pub const fn of(count: u32) -> Self {
+        let patience = Duration::from_secs(2);
+        Self { count, interval: Duration::ZERO, size: 56, patience, dont_fragment: false }
+    }
+}
+
 impl Default for Ping {
     fn default() -> Self {
-        Self {
-            count: 5,
-            interval: Duration::ZERO,
-            size: 56,
-            patience: Duration::from_secs(1),
-            dont_fragment: false,
-        }
+        Self::of(5)
     }
 }
 

@@ -22,6 +22,9 @@ pub const INTERFACE: &str = "wg0";
 /// For what should take milliseconds.
 pub const SOON: Duration = Duration::from_secs(5);
 
+/// What every round of pings consists of.
+const PING: Ping = Ping::of(3);
+
 /// Whose program an end runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -204,21 +207,23 @@ impl End {
     /// 3 pings were incomplete, and none of 330 with two of ours. Where loss is what is measured, the
     /// scenarios have ours on both ends.
     pub fn ping(&self, other: &End) -> Result<()> {
-        let both = || {
+        let round = |ping: Ping| {
             other.inner().into_iter().try_for_each(|ip| {
-                let answers = self.try_ping(ip)?;
+                let answers = ping.run(&self.netns, ip)?;
                 answers.complete().with_context(|| format!("from {} to {ip}", self.netns.name()))
             })
         };
         if [self.program, other.program].contains(&Program::Go) {
-            wait::until("a complete round of pings", SOON, both)
+            // Two ends that begin handshakes at once try again after 5 s (REKEY_TIMEOUT).
+            let ping = Ping { patience: Duration::from_millis(200), ..PING };
+            wait::until("a complete round of pings", 2 * SOON, || round(ping))
         } else {
-            both()
+            round(PING)
         }
     }
 
     pub fn try_ping(&self, to: IpAddr) -> Result<Answers> {
-        Ping { count: 3, ..Ping::default() }.run(&self.netns, to)
+        PING.run(&self.netns, to)
     }
 
     /// Whether a file exists, as seen by this machine.
