@@ -72,12 +72,12 @@ fn wrong(town: &Town, commands: &[&str], remedy: Option<&str>) -> Result<()> {
         town.capture.reset()?;
         run(town, node, remedy)?;
     }
-    wait::until("the repair", REPAIR, || {
+    // Where both ends begin a handshake at once, WireGuard tries again only after 5 s (REKEY_TIMEOUT), with luck.
+    wait::until("the repair", 3 * REPAIR, || {
         node.ready()?;
         for other in others {
             for ip in &other.ips {
-                let patience = wait::patient(Duration::from_millis(200));
-                let once = Ping { count: 1, patience, ..Ping::default() };
+                let once = Ping { patience: Duration::from_millis(200), ..Ping::of(1) };
                 once.run(&node.netns, *ip)?.complete()?;
             }
         }
