@@ -4,6 +4,7 @@
 //!   but for its blocking `client`.
 //! * [`device`]: the protocol without I/O: packets and datagrams in, datagrams and packets out. The noise
 //!   protocol itself is boringtun's.
+//! * [`offload`]: many segments in one piece: splitting them before, coalescing them after. Pure.
 //! * [`runtime`]: the device joined to a TUN interface, UDP sockets and a configuration socket; what the
 //!   program `warren-tunnel` runs.
 //! * [`daemon`]: going into the background. [`demand`]: serving only while somebody wants it.
@@ -11,6 +12,7 @@
 pub mod daemon;
 pub mod demand;
 pub mod device;
+pub mod offload;
 pub mod runtime;
 mod sys;
 pub mod uapi;
