@@ -14,6 +14,8 @@ mod lanes;
 mod lifecycle;
 #[path = "scenarios/live.rs"]
 mod live;
+#[path = "scenarios/offloads.rs"]
+mod offloads;
 #[path = "scenarios/site.rs"]
 mod site;
 #[path = "scenarios/wg_tools.rs"]
@@ -35,6 +37,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("the MTU of the interface is honoured", live::mtu),
     ("packets larger than the path are fragmented", live::fragments),
     ("IPv6 may be switched off", live::without_ipv6),
+    ("super-packets are used", offloads::used),
+    ("offloads switched off on either side give the same bytes", offloads::switched_off),
+    ("64 MiB through a relay that loses, doubles and reorders", offloads::lossy_relay),
+    ("wrong checksums are never repaired", offloads::wrong_checksums),
     ("four lanes against one of wireguard-go", lanes::four_against_go),
     ("four lanes against four", lanes::four_against_four),
     ("removal of the socket ends it", lifecycle::socket_removed),
@@ -49,5 +55,5 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 ];
 
 fn main() -> ExitCode {
-    scenario::run(&["ip", "iperf3", "nft", "ping", "wg", "wireguard-go"], SCENARIOS)
+    scenario::run(&["ethtool", "ip", "iperf3", "nft", "ping", "wg", "wireguard-go"], SCENARIOS)
 }

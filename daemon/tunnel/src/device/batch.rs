@@ -24,6 +24,19 @@ pub struct Destination {
     pub to: SocketAddr,
 }
 
+/// Items of a batch that lie behind each other and belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run<'a, T> {
+    /// All their bytes.
+    pub bytes: &'a [u8],
+    /// The length of each but the last.
+    pub segment: usize,
+    /// How many they are.
+    pub count: usize,
+    /// What is noted with each of them.
+    pub note: &'a T,
+}
+
 /// Byte strings one behind the other in one fixed allocation, each with a note `T`.
 ///
 /// They lie contiguously so that equal ones for one destination can leave as one segmented send.
@@ -74,6 +87,33 @@ impl<T> Batch<T> {
         })
     }
 
+    /// The items in the order they came, those in runs that may leave as one segmented send: with equal notes, all of
+    /// one length but the last, which may be shorter; at most `most` of them, with `most_bytes` together.
+    pub fn runs(&self, most: usize, most_bytes: usize) -> impl Iterator<Item = Run<'_, T>>
+    where
+        T: PartialEq,
+    {
+        let mut items = self.iter().peekable();
+        let mut end = 0;
+        std::iter::from_fn(move || {
+            let (first, note) = items.next()?;
+            let start = end;
+            end += first.len();
+            let (mut count, mut whole) = (1, true);
+            while whole
+                && count < most
+                && let Some((next, _)) = items.next_if(|(next, other)| {
+                    *other == note && next.len() <= first.len() && end - start + next.len() <= most_bytes
+                })
+            {
+                end += next.len();
+                count += 1;
+                whole = next.len() == first.len();
+            }
+            Some(Run { bytes: &self.bytes[start..end], segment: first.len(), count, note })
+        })
+    }
+
     /// How many items there are.
     pub fn len(&self) -> usize {
         self.items.len()
@@ -88,5 +128,33 @@ impl<T> Batch<T> {
     pub fn clear(&mut self) {
         self.used = 0;
         self.items.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs(lengths: &[(usize, u8)], most: usize, most_bytes: usize) -> Vec<(usize, usize, usize, u8)> {
+        let mut batch = Batch::new(64);
+        for (len, note) in lengths {
+            batch.commit(*len, *note);
+        }
+        batch.runs(most, most_bytes).map(|run| (run.bytes.len(), run.segment, run.count, *run.note)).collect()
+    }
+
+    #[test]
+    fn runs_are_of_one_note_and_one_length_but_for_the_last() {
+        let items = [(100, 1), (100, 1), (60, 1), (60, 1), (100, 1), (100, 2), (100, 2), (0, 2), (0, 2)];
+        let expected = [(260, 100, 3, 1), (60, 60, 1, 1), (100, 100, 1, 1), (200, 100, 3, 2), (0, 0, 1, 2)];
+        assert_eq!(runs(&items, 64, 1000), expected);
+        assert_eq!(runs(&[], 64, 1000), []);
+    }
+
+    #[test]
+    fn runs_have_limits() {
+        assert_eq!(runs(&[(100, 1); 5], 2, 1000), [(200, 100, 2, 1), (200, 100, 2, 1), (100, 100, 1, 1)]);
+        assert_eq!(runs(&[(100, 1); 5], 9, 299), [(200, 100, 2, 1), (200, 100, 2, 1), (100, 100, 1, 1)]);
+        assert_eq!(runs(&[(100, 1); 2], 9, 50), [(100, 100, 1, 1), (100, 100, 1, 1)]);
     }
 }

@@ -1,7 +1,7 @@
 //! A WireGuard device without input or output: packets and datagrams in, datagrams and packets out.
 //!
 //! ```text
-//!        TUN ──packet──▶ Lane::packet ──┐                     ┌──▶ Datagrams ──▶ UDP
+//!        TUN ─segments─▶ Lane::packets ─┐                     ┌──▶ Datagrams ──▶ UDP
 //!        UDP ──datagram─▶ Lane::datagram ┼─▶ allowed IPs, ────┤
 //!     clock ──tick─────▶ Device::tick ───┘   peers, sessions  └──▶ Packets ────▶ TUN
 //!  `set=1` ──update────▶ Device::apply
@@ -34,7 +34,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{HandshakeInit, Packet, Tunn};
 
 pub use admission::HANDSHAKES_PER_SECOND;
-pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, ROOM};
+pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, ROOM, Run};
 pub use config::{ApplyError, canonical};
 pub use drops::{Drop, Drops};
 
@@ -42,10 +42,15 @@ use admission::Verdict;
 use config::{Identity, Table};
 use session::Message;
 
+use crate::offload::{SPARE, Segments};
 use crate::uapi::{DeviceState, DeviceUpdate};
 
 /// Bytes to which plaintext is padded, so that lengths tell less (whitepaper section 5.4.6).
 pub const PADDING: usize = 16;
+const _: () = assert!(PADDING <= SPARE, "segments leave room for their padding");
+
+/// What WireGuard adds to a packet, in bytes: type, index, counter and tag (whitepaper section 5.4.6).
+pub const OVERHEAD: usize = 32;
 
 /// The time of a batch.
 #[derive(Clone, Copy, Debug)]
@@ -190,23 +195,28 @@ pub struct Lane<'a> {
 }
 
 impl Lane<'_> {
-    /// An IP packet from the TUN: the first `len` bytes of `buffer`, whose further bytes, 15 at least, are
-    /// overwritten with padding. `out` must have room.
-    pub fn packet(&self, buffer: &mut [u8], len: usize, out: &mut Datagrams) {
+    /// What came from the TUN as one: segments of a packet, all with one destination. Takes as many as fit into `out`;
+    /// the caller empties it and calls again while there are any.
+    pub fn packets(&self, segments: &mut Segments<'_>, out: &mut Datagrams) {
         if !out.has_room() {
             return self.drop(Drop::NoRoom);
         }
-        if len > MAX_PACKET {
-            return self.drop(Drop::NotIp);
-        }
-        let Some(destination) = buffer.get(..len).and_then(allowed_ips::destination) else {
-            return self.drop(Drop::NotIp);
+        let Some(destination) = allowed_ips::destination(segments.head()) else {
+            return self.drop_all(segments, Drop::NotIp);
         };
-        let Some(peer) = self.table.allowed.lookup(destination) else { return self.drop(Drop::NoPeer) };
-        let padded = padded_len(len, self.device.mtu.load(Ordering::Relaxed)).min(buffer.len());
-        buffer[len..padded].fill(0);
+        let Some(peer) = self.table.allowed.lookup(destination) else {
+            return self.drop_all(segments, Drop::NoPeer);
+        };
+        let mtu = self.device.mtu.load(Ordering::Relaxed);
         let (lane, mut session) = peer.session_for(self.number);
-        session.send(&self.context(lane), &buffer[..padded], out);
+        let context = self.context(lane);
+        while out.has_room()
+            && let Some((buffer, len)) = segments.take()
+        {
+            let padded = padded_len(len, mtu);
+            buffer[len..padded].fill(0);
+            session.send(&context, &buffer[..padded], out);
+        }
     }
 
     /// A datagram from the network, any bytes from anybody. `out` and `packets` must have room.
@@ -303,6 +313,12 @@ impl Lane<'_> {
 
     fn drop(&self, reason: Drop) {
         self.device.drops.count(reason);
+    }
+
+    fn drop_all(&self, segments: &mut Segments<'_>, reason: Drop) {
+        while segments.take().is_some() {
+            self.drop(reason);
+        }
     }
 }
 

@@ -38,6 +38,7 @@ const DF: u8 = 0x40;
 
 /// Groups the packets of one batch after the other. Its memory grows to the largest batch, and is used again.
 pub struct Coalescer {
+    tcp: bool,
     udp: bool,
     groups: Vec<Group>,
     links: Vec<Link>,
@@ -78,14 +79,15 @@ struct Link {
 }
 
 impl Coalescer {
-    /// `udp`: whether the kernel takes super-packets of UDP.
-    pub fn new(udp: bool) -> Self {
-        Self { udp, groups: Vec::new(), links: Vec::new(), flows: Vec::with_capacity(FLOWS + 1) }
+    /// Of what the kernel takes super-packets.
+    pub fn new(tcp: bool, udp: bool) -> Self {
+        Self { tcp, udp, groups: Vec::new(), links: Vec::new(), flows: Vec::with_capacity(FLOWS + 1) }
     }
 
     /// Calls `write` for each super-packet, and for each packet that stands on its own, with all its bytes: vnet header
-    /// and packet, in [`MAX_PARTS`] pieces at most.
-    pub fn coalesce(&mut self, packets: &[&[u8]], mut write: impl FnMut(&[IoSlice<'_>])) {
+    /// and packet, in [`MAX_PARTS`] pieces at most; and with the number of packets it carries. `write` says whether it
+    /// was taken: if not, the packets of a super-packet are written one by one.
+    pub fn coalesce(&mut self, packets: &[&[u8]], mut write: impl FnMut(&[IoSlice<'_>], usize) -> bool) {
         self.groups.clear();
         self.links.clear();
         self.flows.clear();
@@ -159,7 +161,7 @@ impl Coalescer {
             return None;
         }
         let sequence = match layout.transport {
-            Transport::Tcp if l4[FLAGS] & (SYN | RST | URG | ACK) == ACK => {
+            Transport::Tcp if self.tcp && l4[FLAGS] & (SYN | RST | URG | ACK) == ACK => {
                 u32::from_be_bytes([l4[4], l4[5], l4[6], l4[7]]).wrapping_add(segment as u32)
             }
             // Without a checksum it would get one when it is split.
@@ -171,24 +173,32 @@ impl Coalescer {
         checksum::is_right(checksum::add(sum, l4)).then_some(Open { segment, sequence, id, step: None })
     }
 
-    fn write(&self, packets: &[&[u8]], group: &Group, write: &mut impl FnMut(&[IoSlice<'_>])) {
-        let first = packets[group.first];
-        let Some(layout) = group.layout.filter(|_| group.count > 1) else {
-            return write(&[IoSlice::new(&VnetHeader::SINGLE.encode()), IoSlice::new(first)]);
+    fn write(&self, packets: &[&[u8]], group: &Group, write: &mut impl FnMut(&[IoSlice<'_>], usize) -> bool) {
+        let taken = match group.layout {
+            Some(layout) if group.count > 1 => {
+                let mut headers = [0; MAX_HEADERS];
+                let headers = &mut headers[..LEN + layout.payload];
+                write_headers(headers, &layout, packets[group.first], packets[group.last], group.len);
+                let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+                parts[0] = IoSlice::new(headers);
+                for (part, number) in parts[1..].iter_mut().zip(self.members(group)) {
+                    *part = IoSlice::new(&packets[number][self.links[number].payload..]);
+                }
+                write(&parts[..=group.count], group.count)
+            }
+            _ => false,
         };
-        let mut headers = [0; MAX_HEADERS];
-        let headers = &mut headers[..LEN + layout.payload];
-        write_headers(headers, &layout, first, packets[group.last], group.len);
-        let mut parts = [IoSlice::new(&[]); MAX_PARTS];
-        parts[0] = IoSlice::new(headers);
-        let mut next = Some(group.first);
-        for part in &mut parts[1..=group.count] {
-            let Some(number) = next else { break };
-            let link = &self.links[number];
-            *part = IoSlice::new(&packets[number][link.payload..]);
-            next = link.next;
+        if !taken {
+            let header = VnetHeader::SINGLE.encode();
+            for number in self.members(group) {
+                write(&[IoSlice::new(&header), IoSlice::new(packets[number])], 1);
+            }
         }
-        write(&parts[..=group.count]);
+    }
+
+    /// The packets of a group, by number, in their order.
+    fn members(&self, group: &Group) -> impl Iterator<Item = usize> {
+        std::iter::successors(Some(group.first), |number| self.links[*number].next)
     }
 }
 

@@ -12,9 +12,16 @@ pub enum Io {
     Congested,
     /// A decrypted packet that the TUN refused: the interface is down, or out of memory.
     TunRefused,
+    /// A packet from the TUN that contradicts its own vnet header.
+    Malformed,
+    /// A run of datagrams that a path does not take in one piece; they were sent one by one. Nothing is lost.
+    RunRefused,
+    /// A super-packet that the TUN does not take; its packets were written one by one. Nothing is lost.
+    SuperPacketRefused,
 }
 
-const ALL: [Io; 3] = [Io::NoRoute, Io::Congested, Io::TunRefused];
+const ALL: [Io; 6] =
+    [Io::NoRoute, Io::Congested, Io::TunRefused, Io::Malformed, Io::RunRefused, Io::SuperPacketRefused];
 
 /// One counter for each.
 #[derive(Debug, Default)]

@@ -22,12 +22,23 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::counters::{Counters, Io};
-use super::udp::{BATCH, Receiver, Sender, Sockets};
-use crate::device::{Clock, Datagrams, Device, MAX_PACKET, PADDING, Packets};
+use super::interface::Interface;
+use super::receiver::Receiver;
+use super::sender::{BATCH, Sender};
+use super::udp::Sockets;
+use crate::device::{Clock, Datagrams, Device, Packets};
+use crate::offload::Malformed;
 use crate::sys::tun::Queue;
 
 /// Between two looks at the timers. WireGuard's are whole seconds.
 const TICK: Duration = Duration::from_millis(250);
+
+/// Packets in a batch for the TUN.
+const PACKETS: usize = 128;
+
+/// Packets that are handed on although more may be there: a super-packet has about as many, and what waits longer leaves
+/// the processor's cache.
+const ENOUGH: usize = 32;
 
 /// Batches that are still taken from a socket before it is closed after a change of port.
 const LAST_BATCHES: usize = 64;
@@ -107,15 +118,13 @@ impl Shared {
 pub struct Lane {
     number: usize,
     shared: Arc<Shared>,
-    queue: Queue,
+    interface: Interface,
     sockets: Arc<Sockets>,
     generation: u64,
     receiver: Receiver,
     sender: Sender,
     datagrams: Datagrams,
     packets: Packets,
-    /// One packet from the TUN, with room for its padding.
-    packet: Box<[u8]>,
     next_tick: Instant,
 }
 
@@ -128,12 +137,11 @@ impl Lane {
             sockets: shared.sockets(),
             generation,
             shared,
-            queue,
+            interface: Interface::new(queue),
             receiver: Receiver::new(),
             sender: Sender::new(),
             datagrams: Datagrams::new(BATCH),
-            packets: Packets::new(BATCH),
-            packet: vec![0; MAX_PACKET + PADDING].into_boxed_slice(),
+            packets: Packets::new(PACKETS),
             next_tick: Instant::now(),
         }
     }
@@ -178,7 +186,7 @@ impl Lane {
         let mut fds = [
             PollFd::new(self.shared.wakers[self.number].as_fd(), PollFlags::POLLIN),
             PollFd::new(self.sockets.lane(self.number).as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.queue.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.interface.as_fd(), PollFlags::POLLIN),
         ];
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -217,44 +225,58 @@ impl Lane {
                 return Ok(0);
             }
         };
-        let lane = self.shared.device.lane(self.number, Clock::system());
-        for (from, datagram) in self.receiver.iter() {
-            if !self.packets.has_room() {
-                write_all(&self.queue, &mut self.packets, &self.shared.counters)?;
+        let Self { number, shared, interface, sockets, receiver, sender, datagrams, packets, .. } = self;
+        let lane = shared.device.lane(*number, Clock::system());
+        for run in receiver.runs() {
+            for datagram in run.datagrams() {
+                if !packets.has_room() {
+                    interface.write(packets, &shared.counters)?;
+                }
+                if !datagrams.has_room() {
+                    sender.send(sockets, datagrams, &shared.counters);
+                }
+                lane.datagram(run.from, datagram, datagrams, packets);
             }
-            if !self.datagrams.has_room() {
-                self.sender.send(&self.sockets, &mut self.datagrams, &self.shared.counters);
+            if packets.len() >= ENOUGH {
+                interface.write(packets, &shared.counters)?;
             }
-            lane.datagram(from, datagram, &mut self.datagrams, &mut self.packets);
         }
         drop(lane);
-        write_all(&self.queue, &mut self.packets, &self.shared.counters)?;
-        self.sender.send(&self.sockets, &mut self.datagrams, &self.shared.counters);
+        interface.write(packets, &shared.counters)?;
+        sender.send(sockets, datagrams, &shared.counters);
         Ok(received)
     }
 
     /// One batch from the TUN to the network.
     fn encrypt_batch(&mut self) -> io::Result<()> {
-        let lane = self.shared.device.lane(self.number, Clock::system());
+        let Self { number, shared, interface, sockets, sender, datagrams, .. } = self;
+        let lane = shared.device.lane(*number, Clock::system());
         for _ in 0..BATCH {
-            if !self.datagrams.has_room() {
-                break;
+            match interface.read()? {
+                None => break,
+                Some(Err(Malformed)) => shared.counters.count(Io::Malformed, 1),
+                Some(Ok(mut segments)) => {
+                    while !segments.is_empty() {
+                        if !datagrams.has_room() {
+                            sender.send(sockets, datagrams, &shared.counters);
+                        }
+                        lane.packets(&mut segments, datagrams);
+                    }
+                }
             }
-            match self.queue.read(&mut self.packet[..MAX_PACKET]) {
-                Ok(len) => lane.packet(&mut self.packet, len, &mut self.datagrams),
-                Err(error) if is_gone(&error) => return Err(error),
-                Err(_) => break,
+            if datagrams.len() >= ENOUGH {
+                sender.send(sockets, datagrams, &shared.counters);
             }
         }
         drop(lane);
-        self.sender.send(&self.sockets, &mut self.datagrams, &self.shared.counters);
+        sender.send(sockets, datagrams, &shared.counters);
         Ok(())
     }
 
     fn tick(&mut self, clock: Clock) {
         self.next_tick = clock.now + TICK;
         if self.number == 0
-            && let Ok(mtu) = self.queue.mtu()
+            && let Ok(mtu) = self.interface.mtu()
         {
             self.shared.device.set_mtu(mtu);
         }
@@ -269,24 +291,6 @@ struct Ready {
     woken: bool,
     network: bool,
     tun: bool,
-}
-
-/// Writes all packets to the TUN and empties the batch. What it does not take is dropped and counted.
-fn write_all(queue: &Queue, packets: &mut Packets, counters: &Counters) -> io::Result<()> {
-    for (packet, ()) in packets.iter() {
-        match queue.write(packet) {
-            Ok(()) => {}
-            Err(error) if is_gone(&error) => return Err(error),
-            Err(_) => counters.count(Io::TunRefused, 1),
-        }
-    }
-    packets.clear();
-    Ok(())
-}
-
-/// What the TUN answers once its interface was deleted.
-fn is_gone(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EBADFD)
 }
 
 /// Tells the control thread that a lane has ended, however that happened: by a panic as well.

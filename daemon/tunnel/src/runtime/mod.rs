@@ -13,7 +13,10 @@
 mod connections;
 mod control;
 mod counters;
+mod interface;
 mod lane;
+mod receiver;
+mod sender;
 mod socket_file;
 mod udp;
 
@@ -80,6 +83,7 @@ impl Tunnel {
             bail!("a tunnel has 1 to {MAX_LANES} lanes");
         }
         let queues = Queue::create(name, lanes, DEFAULT_MTU).map_err(|error| explain_tun(name, error))?;
+        tracing::debug!(offloads = ?queues.first().map(Queue::offloads), "created the interface");
         let sockets = Sockets::bind(lanes, 0, 0).context("binding UDP sockets")?;
         let device = Device::new(DEFAULT_MTU.into(), HANDSHAKES_PER_SECOND, Instant::now());
         let shared = Arc::new(Shared::new(device, sockets, lanes).context("creating event descriptors")?);

@@ -1,5 +1,7 @@
 //! The system calls that nix has no safe wrapper for; the only unsafe code of this crate.
 
+pub mod link;
+pub mod mmsg;
 pub mod process;
 pub mod socket;
 pub mod tun;

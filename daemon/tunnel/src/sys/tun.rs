@@ -1,17 +1,20 @@
-//! TUN interfaces: creating one with several queues, and its MTU.
+//! TUN interfaces: creating one with several queues, its MTU, and what it does in super-packets.
 //!
 //! Kernel `Documentation/networking/tuntap.rst` and `drivers/net/tun.c`. Each queue is a descriptor of its
 //! own; the kernel spreads flows over them by hash, and keeps a flow on its queue.
 #![expect(unsafe_code, reason = "ioctls of /dev/net/tun and of interfaces have no wrapper in nix")]
 
-use std::ffi::{c_int, c_short};
+use std::ffi::{CStr, c_int, c_short};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc::IFNAMSIZ;
+use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+use super::link;
 
 /// `struct ifreq` as the kernel reads and writes it: a name, then a union of 24 bytes, of which the
 /// requests here use the first 2 or 4. Unlike libc's it has no byte that is not initialised.
@@ -28,6 +31,14 @@ nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, InterfaceRequest);
 nix::ioctl_read_bad!(tun_get_iff, libc::TUNGETIFF as libc::Ioctl, InterfaceRequest);
 nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU as libc::Ioctl, InterfaceRequest);
 nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU as libc::Ioctl, InterfaceRequest);
+nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD as libc::Ioctl);
+
+/// The reader completes checksums.
+const OFFLOAD_CHECKSUM: c_int = libc::TUN_F_CSUM as c_int;
+/// The reader splits super-packets of TCP, also where the first segment alone has CWR.
+const OFFLOAD_TCP: c_int = (libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN) as c_int;
+/// The reader splits super-packets of UDP (since Linux 6.2).
+const OFFLOAD_UDP: c_int = (libc::TUN_F_USO4 | libc::TUN_F_USO6) as c_int;
 
 /// One queue of a TUN interface, non-blocking. The interface goes when its last queue is closed.
 #[derive(Debug)]
@@ -35,6 +46,16 @@ pub struct Queue {
     file: File,
     /// Any socket: requests about interfaces go through one.
     control: OwnedFd,
+    offloads: Offloads,
+}
+
+/// What a TUN gives and takes in super-packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Of TCP, over IPv4 and IPv6.
+    pub tcp: bool,
+    /// Of UDP, over IPv4 and IPv6.
+    pub udp: bool,
 }
 
 impl Queue {
@@ -46,22 +67,25 @@ impl Queue {
         self.file.as_fd().try_clone_to_owned()
     }
 
-    /// Creates the interface `name` with `count` queues, and sets its MTU.
+    /// Creates the interface `name` with `count` queues, and sets its MTU. Packets have a vnet header in front
+    /// (`linux/virtio_net.h`), and are super-packets as far as the kernel can make them.
     ///
     /// # Errors
     /// EBUSY if there is an interface of this name, EPERM without CAP_NET_ADMIN, ENOENT without
     /// `/dev/net/tun`.
     pub fn create(name: &str, count: usize, mtu: u16) -> io::Result<Vec<Self>> {
-        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI;
+        let mut flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
         if count > 1 {
             flags |= libc::IFF_MULTI_QUEUE;
         }
         // Exclusively: an interface with queues to spare would otherwise be joined, not refused.
-        let first = Self::attach(name, flags | libc::IFF_TUN_EXCL)?;
+        let mut first = Self::attach(name, flags | libc::IFF_TUN_EXCL)?;
         first.set_mtu(mtu)?;
+        first.offloads = first.take_super_packets();
+        let offloads = first.offloads;
         let mut queues = vec![first];
         while queues.len() < count {
-            queues.push(Self::attach(name, flags)?);
+            queues.push(Self { offloads, ..Self::attach(name, flags)? });
         }
         Ok(queues)
     }
@@ -76,7 +100,7 @@ impl Queue {
         request.value[..2].copy_from_slice(&(flags as c_short).to_ne_bytes());
         // SAFETY: the request is the `struct ifreq` that TUNSETIFF reads, and lives through the call.
         unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;
-        Ok(Self { file, control })
+        Ok(Self { file, control, offloads: Offloads::default() })
     }
 
     /// The interface's request, under its present name: it may have been renamed.
@@ -108,7 +132,39 @@ impl Queue {
         Ok(())
     }
 
-    /// Reads one packet.
+    /// Asks the kernel for as much in super-packets, and with checksums to be completed, as it can give. Holds for the
+    /// whole interface.
+    fn take_super_packets(&self) -> Offloads {
+        // An unknown flag is refused with EINVAL, and all others with it.
+        if self.set_offload(OFFLOAD_CHECKSUM | OFFLOAD_TCP | OFFLOAD_UDP).is_ok() {
+            Offloads { tcp: true, udp: true }
+        } else {
+            Offloads { tcp: self.set_offload(OFFLOAD_CHECKSUM | OFFLOAD_TCP).is_ok(), udp: false }
+        }
+    }
+
+    /// What the kernel gives and takes in super-packets.
+    pub fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Sets the most segments that a super-packet may have which the kernel gives.
+    ///
+    /// # Errors
+    /// Those of [`link::set_gso_max_segs`].
+    pub fn set_gso_max_segs(&self, segments: u32) -> io::Result<()> {
+        let request = self.request()?;
+        let name = CStr::from_bytes_until_nul(&request.name).map_err(|_| io::ErrorKind::InvalidData)?;
+        link::set_gso_max_segs(if_nametoindex(name)?, segments)
+    }
+
+    fn set_offload(&self, flags: c_int) -> io::Result<()> {
+        // SAFETY: TUNSETOFFLOAD takes a number, no pointer.
+        unsafe { tun_set_offload(self.file.as_raw_fd(), flags) }?;
+        Ok(())
+    }
+
+    /// Reads one packet with its vnet header.
     ///
     /// # Errors
     /// EAGAIN if there is none, EBADFD if the interface was deleted.
@@ -116,12 +172,12 @@ impl Queue {
         (&self.file).read(buffer)
     }
 
-    /// Hands one packet to the kernel.
+    /// Hands one packet, in pieces, to the kernel: first its vnet header.
     ///
     /// # Errors
-    /// EIO while the interface is down, EBADFD if it was deleted.
-    pub fn write(&self, packet: &[u8]) -> io::Result<()> {
-        (&self.file).write(packet).map(drop)
+    /// EIO while the interface is down, EBADFD if it was deleted, EINVAL for a super-packet that is none.
+    pub fn write(&self, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        (&self.file).write_vectored(parts).map(drop)
     }
 }
 

@@ -123,10 +123,8 @@ impl Wire {
     /// What `side` sends when its TUN yields `packet`.
     fn encrypt(&mut self, side: Side, packet: &[u8]) -> Vec<Seen> {
         let mut out = Datagrams::new(512);
-        let mut buffer = packet.to_vec();
-        buffer.resize(packet.len() + PADDING, 0xff);
         let clock = self.clock();
-        self.node(side).device.lane(0, clock).packet(&mut buffer, packet.len(), &mut out);
+        with_segments(packet, |segments| self.node(side).device.lane(0, clock).packets(segments, &mut out));
         self.take(side, &out)
     }
 
@@ -204,6 +202,15 @@ const INITIATION: u8 = 1;
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 const DATA: u8 = 4;
+
+/// Lends `packet` out as the TUN does.
+fn with_segments(packet: &[u8], user: impl FnOnce(&mut Segments<'_>)) {
+    let mut buffer = packet.to_vec();
+    buffer.resize(packet.len() + SPARE, 0xff);
+    if let Ok(mut segments) = Segments::single(&mut buffer, packet.len()) {
+        user(&mut segments);
+    }
+}
 
 /// An IP packet with `payload` bytes behind its header.
 fn packet(source: &str, destination: &str, payload: usize) -> Vec<u8> {

@@ -225,10 +225,31 @@ fn super_packets_have_limits() {
 }
 
 #[test]
-fn without_udp_only_tcp_is_coalesced() {
-    let packets = flow(false).naive_split(100);
+fn only_what_the_kernel_takes_is_coalesced() {
+    for (tcp, udp) in [(true, false), (false, true), (false, false)] {
+        for is_tcp in [true, false] {
+            let packets = flow(is_tcp).naive_split(100);
+            let slices: Vec<&[u8]> = packets.iter().map(Vec::as_slice).collect();
+            let mut counts = Vec::new();
+            Coalescer::new(tcp, udp).coalesce(&slices, |_, count| {
+                counts.push(count);
+                true
+            });
+            assert_eq!(counts.len(), if if is_tcp { tcp } else { udp } { 1 } else { 10 });
+        }
+    }
+}
+
+#[test]
+fn what_is_refused_is_written_packet_by_packet() {
+    let packets = [flow(true).naive_split(400), flow(false).naive_split(500)].concat();
     let slices: Vec<&[u8]> = packets.iter().map(Vec::as_slice).collect();
-    let mut count = 0;
-    Coalescer::new(false).coalesce(&slices, |_| count += 1);
-    assert_eq!(count, 10);
+    let mut written = Vec::new();
+    Coalescer::new(true, true).coalesce(&slices, |parts, count| {
+        if count == 1 {
+            written.push(parts[1].to_vec());
+        }
+        count == 1
+    });
+    assert_eq!(written, packets);
 }

@@ -170,11 +170,12 @@ fn split(header: VnetHeader, packet: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
 fn coalesce(packets: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let slices: Vec<&[u8]> = packets.iter().map(Vec::as_slice).collect();
     let mut written = Vec::new();
-    Coalescer::new(true).coalesce(&slices, |parts| {
+    Coalescer::new(true, true).coalesce(&slices, |parts, _| {
         assert!(parts.len() <= MAX_PARTS);
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let (header, packet) = bytes.split_first_chunk::<LEN>().expect("a vnet header");
         written.push((VnetHeader::decode(header).expect("a known kind"), packet.to_vec()));
+        true
     });
     written
 }

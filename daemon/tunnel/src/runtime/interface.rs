@@ -1,0 +1,108 @@
+//! One queue of the TUN interface, in packets: reads segments, writes what was coalesced.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::counters::{Counters, Io};
+use super::sender::{MAX_RUN, MAX_SEGMENTS};
+use crate::device::{MAX_PACKET, OVERHEAD, Packets};
+use crate::offload::vnet::{self, VnetHeader};
+use crate::offload::{Coalescer, Malformed, SPARE, Segments};
+use crate::sys::tun::Queue;
+
+/// The queue, and what is needed to split and coalesce.
+pub struct Interface {
+    queue: Queue,
+    coalescer: Coalescer,
+    /// One packet from the TUN, with its vnet header in front and room for padding behind.
+    buffer: Box<[u8]>,
+    mtu: usize,
+}
+
+impl Interface {
+    /// Takes over a queue.
+    pub fn new(queue: Queue) -> Self {
+        let offloads = queue.offloads();
+        Self {
+            queue,
+            coalescer: Coalescer::new(offloads.tcp, offloads.udp),
+            buffer: vec![0; vnet::LEN + MAX_PACKET + SPARE].into_boxed_slice(),
+            mtu: 0,
+        }
+    }
+
+    /// Reads one packet, or super-packet. `None`: there is none.
+    ///
+    /// # Errors
+    /// EBADFD when the interface was deleted.
+    pub fn read(&mut self) -> io::Result<Option<Result<Segments<'_>, Malformed>>> {
+        match self.queue.read(&mut self.buffer[..vnet::LEN + MAX_PACKET]) {
+            Ok(len) => Ok(Some(self.segments(len))),
+            Err(error) if is_gone(&error) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn segments(&mut self, len: usize) -> Result<Segments<'_>, Malformed> {
+        let (header, packet) = self.buffer.split_first_chunk_mut().ok_or(Malformed)?;
+        let header = VnetHeader::decode(header).ok_or(Malformed)?;
+        Segments::new(header, packet, len.checked_sub(vnet::LEN).ok_or(Malformed)?)
+    }
+
+    /// Writes all packets, and empties the batch. What the TUN does not take is dropped and counted.
+    ///
+    /// # Errors
+    /// EBADFD when the interface was deleted.
+    pub fn write(&mut self, packets: &mut Packets, counters: &Counters) -> io::Result<()> {
+        if packets.is_empty() {
+            return Ok(());
+        }
+        let slices: Vec<&[u8]> = packets.iter().map(|(packet, ())| packet).collect();
+        let (queue, mut result) = (&self.queue, Ok(()));
+        self.coalescer.coalesce(&slices, |parts, count| match queue.write(parts) {
+            Ok(()) => true,
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && count > 1 => {
+                counters.count(Io::SuperPacketRefused, 1);
+                false
+            }
+            Err(error) => {
+                counters.count(Io::TunRefused, count);
+                if is_gone(&error) {
+                    result = Err(error);
+                }
+                true
+            }
+        });
+        packets.clear();
+        result
+    }
+
+    /// The MTU of the interface. When it has changed, the kernel is told how many segments of it fit into one run of
+    /// datagrams, so that a super-packet is sent as one.
+    ///
+    /// # Errors
+    /// Those of [`Queue::mtu`].
+    pub fn mtu(&mut self) -> io::Result<usize> {
+        let mtu = self.queue.mtu()?;
+        if mtu != self.mtu {
+            self.mtu = mtu;
+            let segments = (MAX_RUN / (mtu + OVERHEAD)).clamp(1, MAX_SEGMENTS);
+            if let Err(error) = self.queue.set_gso_max_segs(segments as u32) {
+                // Then some leave as two.
+                tracing::info!(%error, segments, "the limit of segments in a super-packet cannot be set");
+            }
+        }
+        Ok(mtu)
+    }
+}
+
+impl AsFd for Interface {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+/// What the TUN answers once its interface was deleted.
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADFD)
+}

@@ -1,0 +1,295 @@
+//! Super-packets change nothing but the speed.
+
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, setsockopt, socket,
+    sockopt,
+};
+use rand_core::{OsRng, RngCore};
+use warren_testkit::netns::Netns;
+use warren_tunnel::uapi::PeerUpdate;
+
+use super::site::{End, Family, INTERFACE, ONE, Program, SOON, Site};
+
+/// Bytes that go through a tunnel, of which no piece is like another.
+const BYTES: usize = 64 << 20;
+/// No single step of a transfer takes longer, however lossy the way.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is switched off, on which machine and interface, with ethtool(8).
+const SWITCHES: [(&str, &str, &str); 6] = [
+    ("left", INTERFACE, "tx on"),
+    ("left", INTERFACE, "tso off gso off"),
+    ("left", INTERFACE, "tx off sg off tso off gso off"),
+    ("left", "eth0", "tx off tso off gso off"),
+    ("right", "eth0", "gro off rx off"),
+    ("right", INTERFACE, "gro off tso off"),
+];
+
+pub fn switched_off() -> Result<()> {
+    for other in [ONE, Program::Go] {
+        for (side, interface, switches) in SWITCHES {
+            let what = || format!("{side} {interface} {switches}, the other end {other:?}");
+            let site = Site::joined(ONE, other, Family::V4)?;
+            site.ping()?;
+            let end = if side == "left" { &site.left } else { &site.right };
+            end.netns.sh(&format!("ethtool -K {interface} {switches}")).with_context(what)?;
+            for (from, to) in [(&site.left, &site.right), (&site.right, &site.left)] {
+                for address in to.inner() {
+                    transfer(from, to, address, BYTES / 16)
+                        .with_context(|| format!("{}, {address}", what()))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// They are in use: without them, packets would be of the MTU's size.
+pub fn used() -> Result<()> {
+    let site = Site::joined(ONE, ONE, Family::V4)?;
+    site.ping()?;
+    for (address, name) in site.right.inner().into_iter().zip(["IPv4", "IPv6"]) {
+        let before = [received(&site.right)?, sent(&site.left)?];
+        transfer(&site.left, &site.right, address, BYTES)?;
+        let after = [received(&site.right)?, sent(&site.left)?];
+        let means =
+            [0, 1].map(|side| (after[side].0 - before[side].0) / (after[side].1 - before[side].1).max(1));
+        println!("{name}: bytes per packet from the TUN {}, to the TUN {}", means[1], means[0]);
+        ensure!(means.iter().all(|mean| *mean > 8 * 1420), "hardly any super-packets: {means:?}");
+    }
+    Ok(())
+}
+
+/// Bytes and packets that the tunnel interface gave to the kernel.
+fn received(end: &End) -> Result<(u64, u64)> {
+    Ok((statistic(end, "rx_bytes")?, statistic(end, "rx_packets")?))
+}
+
+/// Bytes and packets that the tunnel interface was given.
+fn sent(end: &End) -> Result<(u64, u64)> {
+    Ok((statistic(end, "tx_bytes")?, statistic(end, "tx_packets")?))
+}
+
+fn statistic(end: &End, name: &str) -> Result<u64> {
+    let text = end.netns.sh(&format!("cat /sys/class/net/{INTERFACE}/statistics/{name}"))?;
+    text.trim().parse().with_context(|| format!("{name} is {text:?}"))
+}
+
+/// Sends bytes of chance and compares their hash on both ends.
+fn transfer(from: &End, to: &End, address: IpAddr, bytes: usize) -> Result<()> {
+    let listener = to.netns.run(|| TcpListener::bind((address, 0)))?.context("listening")?;
+    let target = listener.local_addr()?;
+    std::thread::scope(|scope| {
+        let receiving = scope.spawn(move || -> Result<_> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let (mut hasher, mut buffer, mut sum) = (DefaultHasher::new(), vec![0; 1 << 16], 0);
+            loop {
+                let read = stream.read(&mut buffer).context("receiving")?;
+                if read == 0 {
+                    return Ok((sum, hasher.finish()));
+                }
+                hasher.write(&buffer[..read]);
+                sum += read;
+            }
+        });
+        let sent = from.netns.run(|| send(target, bytes))?;
+        let received = receiving.join().expect("the receiver does not panic")?;
+        ensure!(received == (bytes, sent?), "other bytes arrived than were sent");
+        Ok(())
+    })
+}
+
+fn send(target: SocketAddr, bytes: usize) -> Result<u64> {
+    let mut stream = TcpStream::connect_timeout(&target, SOON).context("connecting")?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let (mut hasher, mut left) = (DefaultHasher::new(), bytes);
+    let mut state = OsRng.next_u64() | 1;
+    while left > 0 {
+        let mut piece = vec![0; left.min(1 << 16)];
+        for word in piece.chunks_mut(8) {
+            // Xorshift (Marsaglia 2003): no two pieces are alike.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_ne_bytes()[..word.len()]);
+        }
+        // The hash is of the bytes, not of the pieces in which they come.
+        hasher.write(&piece);
+        stream.write_all(&piece).context("sending")?;
+        left -= piece.len();
+    }
+    stream.shutdown(Shutdown::Write)?;
+    Ok(hasher.finish())
+}
+
+pub fn lossy_relay() -> Result<()> {
+    let site = Site::new(ONE, ONE)?;
+    let Site { left, right } = &site;
+    let relay = Relay::bind(&left.netns, right.endpoint(Family::V4))?;
+    right.set_peer(right.peer_update(left, None))?;
+    let towards = PeerUpdate { endpoint: Some(relay.address), ..left.peer_update(right, None) };
+    left.set_peer(towards)?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let relaying = scope.spawn(|| relay.run(&stop));
+        let start = Instant::now();
+        let result = left
+            .ping(right)
+            .and_then(|()| {
+                relay.unkind.store(true, Ordering::Relaxed);
+                transfer(left, right, right.inner()[0], BYTES)
+            })
+            .and_then(|()| transfer(right, left, left.inner()[1], BYTES / 4));
+        stop.store(true, Ordering::Relaxed);
+        relaying.join().expect("the relay does not panic")?;
+        let counts = [&relay.passed, &relay.lost, &relay.twice, &relay.late]
+            .map(|count| count.load(Ordering::Relaxed));
+        let [passed, lost, twice, late] = counts;
+        println!("{passed} datagrams, {lost} lost, {twice} twice, {late} late, in {:?}", start.elapsed());
+        ensure!(counts.iter().all(|count| *count > 100), "the relay was too kind");
+        result
+    })
+}
+
+/// Stands between two ends, and loses, doubles and holds back datagrams.
+struct Relay {
+    socket: UdpSocket,
+    address: SocketAddr,
+    target: SocketAddr,
+    unkind: AtomicBool,
+    passed: AtomicU64,
+    lost: AtomicU64,
+    twice: AtomicU64,
+    late: AtomicU64,
+}
+
+impl Relay {
+    /// On the machine of one end, towards the other's endpoint.
+    fn bind(netns: &Netns, target: SocketAddr) -> Result<Self> {
+        let socket = netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        socket.set_read_timeout(Some(Duration::from_millis(5)))?;
+        setsockopt(&socket, sockopt::RcvBufForce, &(4 << 20))?;
+        let address = SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).into(), socket.local_addr()?.port());
+        let [passed, lost, twice, late] = [const { AtomicU64::new(0) }; 4];
+        Ok(Self { socket, address, target, unkind: AtomicBool::new(false), passed, lost, twice, late })
+    }
+
+    fn run(&self, stop: &AtomicBool) -> Result<()> {
+        let (mut client, mut held) = (None, Vec::<(Vec<u8>, SocketAddr, u32)>::new());
+        let mut buffer = [0; 4096];
+        while !stop.load(Ordering::Relaxed) {
+            let Ok((len, from)) = self.socket.recv_from(&mut buffer) else {
+                held.drain(..).for_each(|(bytes, to, _)| self.pass(&bytes, to));
+                continue;
+            };
+            if from != self.target {
+                client = Some(from);
+            }
+            let Some(to) = (if from == self.target { client } else { Some(self.target) }) else { continue };
+            let chance = if self.unkind.load(Ordering::Relaxed) { OsRng.next_u32() % 1000 } else { 999 };
+            match chance {
+                0..5 => drop(self.lost.fetch_add(1, Ordering::Relaxed)),
+                5..10 => {
+                    self.twice.fetch_add(1, Ordering::Relaxed);
+                    self.pass(&buffer[..len], to);
+                    self.pass(&buffer[..len], to);
+                }
+                10..20 => {
+                    self.late.fetch_add(1, Ordering::Relaxed);
+                    held.push((buffer[..len].to_vec(), to, OsRng.next_u32() % 30));
+                }
+                _ => self.pass(&buffer[..len], to),
+            }
+            held.iter_mut().for_each(|(_, _, turns)| *turns = turns.saturating_sub(1));
+            held.extract_if(.., |(_, _, turns)| *turns == 0).for_each(|(bytes, to, _)| self.pass(&bytes, to));
+        }
+        Ok(())
+    }
+
+    fn pass(&self, bytes: &[u8], to: SocketAddr) {
+        self.passed.fetch_add(1, Ordering::Relaxed);
+        // What the kernel does not take is one more that is lost.
+        let _ = self.socket.send_to(bytes, to);
+    }
+}
+
+/// UDP whose checksum is wrong for every third datagram: it must arrive wrong, where the kernel drops and counts it.
+pub fn wrong_checksums() -> Result<()> {
+    const COUNT: u16 = 3000;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
+    site.ping()?;
+    let Site { left, right } = &site;
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (left.inner()[0], right.inner()[0]) else {
+        anyhow::bail!("the first address is of IPv4");
+    };
+    let receiver = right.netns.run(|| UdpSocket::bind((destination, 5001)))??;
+    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let before = checksum_errors(&right.netns)?;
+    let raw = left
+        .netns
+        .run(|| socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw))??;
+    let [a, b, c, d] = destination.octets();
+    let address = SockaddrIn::new(a, b, c, d, 0);
+    let mut heard = Vec::new();
+    for number in 0..COUNT {
+        let packet = udp_packet(source, destination, number, number % 3 == 2);
+        sendto(raw.as_raw_fd(), &packet, &address, MsgFlags::empty())?;
+        // In bursts, so that some are coalesced, and slowly enough for the receiver's buffer.
+        if number % 30 == 29 {
+            hear(&receiver, 20, &mut heard)?;
+        }
+    }
+    hear(&receiver, usize::from(COUNT), &mut heard)?;
+    let expected: Vec<u16> = (0..COUNT).filter(|number| number % 3 != 2).collect();
+    ensure!(heard == expected, "{} datagrams came, or in another order", heard.len());
+    let wrong = checksum_errors(&right.netns)? - before;
+    println!("{} right ones in order, {wrong} wrong ones as they were", heard.len());
+    ensure!(wrong == u64::from(COUNT / 3), "{wrong} wrong checksums arrived");
+    Ok(())
+}
+
+fn hear(receiver: &UdpSocket, most: usize, heard: &mut Vec<u16>) -> Result<()> {
+    let mut buffer = [0; 2048];
+    for _ in 0..most {
+        let Ok(len) = receiver.recv(&mut buffer) else { return Ok(()) };
+        ensure!(len == 102, "{len} bytes");
+        heard.push(u16::from_be_bytes([buffer[0], buffer[1]]));
+    }
+    Ok(())
+}
+
+fn udp_packet(source: Ipv4Addr, destination: Ipv4Addr, number: u16, wrong: bool) -> Vec<u8> {
+    let mut udp = [&[0x12, 0x34][..], &5001u16.to_be_bytes(), &110u16.to_be_bytes(), &[0, 0]].concat();
+    udp.extend(number.to_be_bytes());
+    udp.extend([7; 100]);
+    let mut summed = [&source.octets()[..], &destination.octets(), &[0, 17], &110u16.to_be_bytes()].concat();
+    summed.extend(&udp);
+    let sum: u64 = summed.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1])).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    udp[6..8].copy_from_slice(&(if wrong { sum ^ 0x100 } else { sum }).to_be_bytes());
+    // The kernel fills in length, identification and checksum of the IP header (raw(7)).
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(udp);
+    packet
+}
+
+/// UDP datagrams with a wrong checksum that this machine has received (netstat(8), InCsumErrors).
+fn checksum_errors(netns: &Netns) -> Result<u64> {
+    let text = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().context("no names")?, lines.next().context("no values")?);
+    let at = names.split(' ').position(|name| name == "InCsumErrors").context("no such counter")?;
+    values.split(' ').nth(at).context("no value")?.parse().context("no number")
+}
