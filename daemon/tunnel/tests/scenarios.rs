@@ -43,6 +43,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("wrong checksums are never repaired", offloads::wrong_checksums),
     ("four lanes against one of wireguard-go", lanes::four_against_go),
     ("four lanes against four", lanes::four_against_four),
+    ("no packet overtakes another of its flow", lanes::order),
     ("removal of the socket ends it", lifecycle::socket_removed),
     ("deletion of the interface ends it", lifecycle::interface_deleted),
     ("SIGTERM and SIGINT end it", lifecycle::signals),

@@ -1,6 +1,6 @@
 //! What a device is configured to be, and how an update changes it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use super::admission::Gate;
 use super::allowed_ips::AllowedIps;
-use super::peer::{Peer, PublicKey};
+use super::peer::{Peer, PublicKey, of_lane};
 use super::session::{INDICES, Session};
 use crate::uapi::{DeviceState, DeviceUpdate, PeerState, PeerUpdate, SecretKey};
 
@@ -28,13 +28,19 @@ pub enum ApplyError {
     /// The device is full.
     #[error("a device has {MAX_PEERS} peers at most")]
     TooManyPeers,
+    /// A lane of the device carries one of the peer.
+    #[error("a peer has more lanes than the device: start it with a larger --lanes")]
+    TooManyLanes,
+    /// Lanes have consecutive ports.
+    #[error("a peer has more lanes than there are ports from its endpoint's on")]
+    NoPortsForLanes,
 }
 
 impl ApplyError {
     /// The number of `errno.h` to answer with.
     pub fn errno(self) -> i32 {
         match self {
-            Self::WeakKey => Errno::EINVAL as i32,
+            Self::WeakKey | Self::TooManyLanes | Self::NoPortsForLanes => Errno::EINVAL as i32,
             Self::TooManyPeers => Errno::ENOMEM as i32,
         }
     }
@@ -55,11 +61,13 @@ pub struct Table {
     /// Upper 24 bits of receiver indices, and whose lane they lead to.
     indices: HashMap<u32, (Arc<Peer>, usize)>,
     handshakes_per_second: u64,
+    lanes: u16,
 }
 
 impl Table {
-    pub(super) fn new(handshakes_per_second: u64) -> Self {
+    pub(super) fn new(handshakes_per_second: u64, lanes: u16) -> Self {
         Self {
+            lanes,
             identity: None,
             allowed: AllowedIps::default(),
             peers: HashMap::new(),
@@ -94,7 +102,23 @@ impl Table {
                 return Err(ApplyError::WeakKey);
             }
         }
-        if count > MAX_PEERS { Err(ApplyError::TooManyPeers) } else { Ok(()) }
+        if count > MAX_PEERS {
+            return Err(ApplyError::TooManyPeers);
+        }
+        update.peers.iter().filter(|peer| !peer.remove).try_for_each(|peer| self.check_lanes(peer))
+    }
+
+    fn check_lanes(&self, update: &PeerUpdate) -> Result<(), ApplyError> {
+        let now = self.peers.get(&update.public_key);
+        let lanes = update.lanes.or(now.map(|peer| peer.lanes())).unwrap_or(1);
+        if lanes > self.lanes {
+            return Err(ApplyError::TooManyLanes);
+        }
+        let endpoint = update.endpoint.or_else(|| now?.session(0)?.endpoint());
+        match endpoint.map(|endpoint| of_lane(endpoint, usize::from(lanes) - 1)) {
+            Some(None) => Err(ApplyError::NoPortsForLanes),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn apply(&mut self, update: &DeviceUpdate, now: Instant) {
@@ -125,7 +149,10 @@ impl Table {
             self.set_psk(&peer, psk, now);
         }
         if let Some(endpoint) = update.endpoint {
-            peer.sessions().for_each(|(_, mut session)| session.set_endpoint(canonical(endpoint)));
+            peer.set_endpoint(canonical(endpoint));
+        }
+        if let Some(lanes) = update.lanes {
+            peer.set_lanes(lanes);
         }
         if let Some(seconds) = update.persistent_keepalive {
             peer.set_keepalive(seconds);
@@ -146,9 +173,12 @@ impl Table {
         if let Some(peer) = self.peers.get(&key) {
             return peer.clone();
         }
-        let indices = self.fresh_indices();
-        let peer = Arc::new(Peer::new(key, Session::new(key.into(), indices)));
-        self.indices.extend(indices.map(|index| (index, (peer.clone(), 0))));
+        let indices: Vec<_> = self.fresh_indices();
+        let sessions = indices.iter().map(|indices| Session::new(key.into(), *indices));
+        let peer = Arc::new(Peer::new(key, sessions));
+        for (lane, indices) in indices.into_iter().enumerate() {
+            self.indices.extend(indices.map(|index| (index, (peer.clone(), lane))));
+        }
         self.peers.insert(key, peer.clone());
         peer
     }
@@ -220,13 +250,16 @@ impl Table {
         }
     }
 
-    fn fresh_indices(&self) -> [u32; INDICES] {
-        loop {
-            let indices: [u32; INDICES] = std::array::from_fn(|_| self.fresh_index());
-            if indices.iter().enumerate().all(|(at, index)| !indices[..at].contains(index)) {
-                return indices;
+    /// Those of a new peer, for each lane.
+    fn fresh_indices(&self) -> Vec<[u32; INDICES]> {
+        let mut taken = HashSet::new();
+        let mut fresh = || loop {
+            let index = self.fresh_index();
+            if taken.insert(index) {
+                return index;
             }
-        }
+        };
+        (0..self.lanes).map(|_| std::array::from_fn(|_| fresh())).collect()
     }
 
     /// Everything `get=1` tells, except what only the sockets know.
@@ -243,6 +276,7 @@ impl Table {
     fn peer_state(&self, peer: &Peer) -> PeerState {
         let mut state = PeerState::new(peer.public_key);
         state.persistent_keepalive = peer.keepalive();
+        state.lanes = peer.lanes();
         state.allowed_ips = self.allowed.of(&peer.public_key).collect();
         peer.sessions().for_each(|(_, session)| session.report(&mut state));
         state

@@ -13,7 +13,8 @@
 //!
 //! **Lanes.** Several threads may use a device at once. Each takes a [`Lane`] for one batch of packets: a
 //! read lock on the configuration, released when it is dropped. Within it, a packet locks the one session
-//! it belongs to. Locks are always taken in this order, and at most one session at a time.
+//! it belongs to. Locks are always taken in this order, and at most one session at a time. What a thread sends goes by
+//! its own lane's session, if the peer has that lane; otherwise several share one.
 
 mod admission;
 mod allowed_ips;
@@ -87,11 +88,11 @@ struct Context<'a> {
 }
 
 impl Device {
-    /// A device without keys and peers. `mtu` is that of the TUN, in bytes. Above `handshakes_per_second`
-    /// it asks for cookies; [`HANDSHAKES_PER_SECOND`] is right outside of tests.
-    pub fn new(mtu: usize, handshakes_per_second: u64, now: Instant) -> Self {
+    /// A device without keys and peers. `mtu` is that of the TUN, in bytes; `lanes` is 1 at least. Above
+    /// `handshakes_per_second` it asks for cookies; [`HANDSHAKES_PER_SECOND`] is right outside of tests.
+    pub fn new(mtu: usize, lanes: u16, handshakes_per_second: u64, now: Instant) -> Self {
         Self {
-            table: RwLock::new(Table::new(handshakes_per_second)),
+            table: RwLock::new(Table::new(handshakes_per_second, lanes)),
             drops: Drops::default(),
             mtu: AtomicUsize::new(mtu),
             last_second: Mutex::new(now),
@@ -158,7 +159,9 @@ impl Device {
                 flush(out);
             }
             if let Some(mut session) = peer.session(lane) {
-                over.extend(session.tick(&context, peer.keepalive_interval(), out));
+                // A lane that is no longer used only ends what it has begun.
+                let keepalive = peer.keepalive_interval().filter(|_| lane < peer.lanes().into());
+                over.extend(session.tick(&context, keepalive, out));
             }
         }
         drop(table);

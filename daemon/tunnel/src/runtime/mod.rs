@@ -85,7 +85,8 @@ impl Tunnel {
         let queues = Queue::create(name, lanes, DEFAULT_MTU).map_err(|error| explain_tun(name, error))?;
         tracing::debug!(offloads = ?queues.first().map(Queue::offloads), "created the interface");
         let sockets = Sockets::bind(lanes, 0, 0).context("binding UDP sockets")?;
-        let device = Device::new(DEFAULT_MTU.into(), HANDSHAKES_PER_SECOND, Instant::now());
+        // At most MAX_LANES.
+        let device = Device::new(DEFAULT_MTU.into(), lanes as u16, HANDSHAKES_PER_SECOND, Instant::now());
         let shared = Arc::new(Shared::new(device, sockets, lanes).context("creating event descriptors")?);
         let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
         signals.thread_block().context("blocking signals")?;

@@ -57,6 +57,9 @@ impl PeerUpdate {
         if let Some(seconds) = self.persistent_keepalive {
             line(out, "persistent_keepalive_interval", seconds);
         }
+        if let Some(lanes) = self.lanes {
+            line(out, "warren_lanes", lanes);
+        }
         if self.replace_allowed_ips {
             line(out, "replace_allowed_ips", true);
         }
@@ -104,6 +107,9 @@ impl PeerState {
         line(out, "tx_bytes", self.tx_bytes);
         line(out, "rx_bytes", self.rx_bytes);
         line(out, "persistent_keepalive_interval", self.persistent_keepalive);
+        if self.lanes != 1 {
+            line(out, "warren_lanes", self.lanes);
+        }
         for net in &self.allowed_ips {
             line(out, "allowed_ip", net);
         }

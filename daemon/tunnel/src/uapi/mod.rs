@@ -84,6 +84,9 @@ pub struct PeerUpdate {
     pub endpoint: Option<SocketAddr>,
     /// Interval of persistent keepalives, in seconds; 0 turns them off.
     pub persistent_keepalive: Option<u16>,
+    /// How many lanes there are to the peer, 1 at least: tunnels of their own, of which each has the port behind the one
+    /// before, on both ends. No other program knows this key (`warren_lanes`), and a request that has it is refused there.
+    pub lanes: Option<u16>,
     /// Take all allowed IPs of the peer away before `allowed_ips` apply.
     pub replace_allowed_ips: bool,
     /// Allowed IPs to add or remove, in this order.
@@ -130,6 +133,8 @@ pub struct PeerState {
     pub tx_bytes: u64,
     /// Interval of persistent keepalives, in seconds; 0 is off.
     pub persistent_keepalive: u16,
+    /// How many lanes there are to the peer. The key is in an answer only if they are more than 1; wg(8) skips it.
+    pub lanes: u16,
     /// The networks it may send from and is sent packets for.
     pub allowed_ips: Vec<IpNet>,
 }
@@ -144,6 +149,7 @@ impl PeerUpdate {
             preshared_key: None,
             endpoint: None,
             persistent_keepalive: None,
+            lanes: None,
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
         }
@@ -161,6 +167,7 @@ impl PeerState {
             rx_bytes: 0,
             tx_bytes: 0,
             persistent_keepalive: 0,
+            lanes: 1,
             allowed_ips: Vec::new(),
         }
     }
@@ -222,6 +229,7 @@ impl fmt::Debug for PeerUpdate {
             .field("preshared_key", &redacted(&self.preshared_key))
             .field("endpoint", &self.endpoint)
             .field("persistent_keepalive", &self.persistent_keepalive)
+            .field("lanes", &self.lanes)
             .field("replace_allowed_ips", &self.replace_allowed_ips)
             .field("allowed_ips", &self.allowed_ips)
             .finish()
@@ -249,6 +257,7 @@ impl fmt::Debug for PeerState {
             .field("rx_bytes", &self.rx_bytes)
             .field("tx_bytes", &self.tx_bytes)
             .field("persistent_keepalive", &self.persistent_keepalive)
+            .field("lanes", &self.lanes)
             .field("allowed_ips", &self.allowed_ips)
             .finish()
     }

@@ -119,6 +119,7 @@ impl PeerUpdate {
             "preshared_key" => self.preshared_key = Some(line.secret("preshared_key")?),
             "endpoint" => self.endpoint = Some(line.endpoint()?),
             "persistent_keepalive_interval" => self.persistent_keepalive = Some(line.keepalive()?),
+            "warren_lanes" => self.lanes = Some(line.lanes()?),
             "replace_allowed_ips" => {
                 line.expect("replace_allowed_ips", "true")?;
                 self.replace_allowed_ips = true;
@@ -191,6 +192,7 @@ impl PeerState {
             "rx_bytes" => self.rx_bytes = line.number("rx_bytes", "a number of 64 bits")?,
             "tx_bytes" => self.tx_bytes = line.number("tx_bytes", "a number of 64 bits")?,
             "persistent_keepalive_interval" => self.persistent_keepalive = line.keepalive()?,
+            "warren_lanes" => self.lanes = line.lanes()?,
             "allowed_ip" => self.allowed_ips.push(line.net(line.value)?),
             _ => {}
         }
@@ -284,6 +286,12 @@ impl Line<'_> {
 
     fn keepalive(&self) -> Result<u16, UapiError> {
         self.number("persistent_keepalive_interval", "seconds, 0 to 65535")
+    }
+
+    fn lanes(&self) -> Result<u16, UapiError> {
+        let wants = "a number of lanes, 1 to 65535";
+        let lanes = self.number("warren_lanes", wants)?;
+        if lanes == 0 { Err(self.bad("warren_lanes", wants)) } else { Ok(lanes) }
     }
 
     /// wireguard-go answers with negative numbers, others with positive ones; both mean the same error.

@@ -36,12 +36,13 @@ prop_compose! {
         preshared_key in of(secret()),
         endpoint in of(endpoint()),
         persistent_keepalive in any::<Option<u16>>(),
+        lanes in of(1..=u16::MAX),
         allowed_ips in vec((net(), any::<bool>()), 0..5),
     ) -> PeerUpdate {
         let [remove, update_only, replace_allowed_ips] = flags;
         let allowed_ips = allowed_ips.into_iter().map(|(net, remove)| AllowedIpChange { net, remove }).collect();
         PeerUpdate {
-            public_key, remove, update_only, preshared_key, endpoint, persistent_keepalive,
+            public_key, remove, update_only, preshared_key, endpoint, persistent_keepalive, lanes,
             replace_allowed_ips, allowed_ips,
         }
     }
@@ -68,11 +69,12 @@ prop_compose! {
         rx_bytes in any::<u64>(),
         tx_bytes in any::<u64>(),
         persistent_keepalive in any::<u16>(),
+        lanes in 1..=u16::MAX,
         allowed_ips in vec(net(), 0..5),
     ) -> PeerState {
         let last_handshake = handshake.map(|(seconds, nanos)| Duration::new(seconds, nanos));
         PeerState {
-            public_key, preshared_key, endpoint, last_handshake, rx_bytes, tx_bytes, persistent_keepalive,
+            public_key, preshared_key, endpoint, last_handshake, rx_bytes, tx_bytes, persistent_keepalive, lanes,
             allowed_ips,
         }
     }
@@ -104,6 +106,7 @@ fn near_miss() -> impl Strategy<Value = String> {
         "preshared_key",
         "endpoint",
         "persistent_keepalive_interval",
+        "warren_lanes",
         "replace_allowed_ips",
         "allowed_ip",
         "protocol_version",
@@ -213,6 +216,8 @@ fn names_the_line_but_never_the_value() {
         "allowed_ip=1.2.3.4/33",
         "endpoint=host:1",
         "protocol_version=2",
+        "warren_lanes=0",
+        "warren_lanes=65536",
     ];
     for line in peer_lines {
         let error = DeviceUpdate::parse(&format!("public_key={KEY}\n{line}\n\n")).unwrap_err();

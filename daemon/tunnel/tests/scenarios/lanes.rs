@@ -1,7 +1,12 @@
 //! Several lanes.
 
-use anyhow::{Result, ensure};
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use warren_testkit::traffic::iperf::Iperf;
+use warren_tunnel::uapi::PeerUpdate;
 
 use super::site::{Family, INTERFACE, Program, Site};
 
@@ -18,7 +23,7 @@ pub fn four_against_four() -> Result<()> {
 }
 
 fn run(other: Program, name: &str) -> Result<()> {
-    let site = Site::joined(FOUR, other, Family::V4)?;
+    let site = if other == FOUR { four_lanes_each() } else { Site::joined(FOUR, other, Family::V4) }?;
     site.ping()?;
     let queues = site.left.netns.sh(&format!("ip -d link show {INTERFACE}"))?;
     ensure!(queues.contains("multi_queue numqueues 4"), "{queues}");
@@ -39,8 +44,117 @@ fn run(other: Program, name: &str) -> Result<()> {
             to.netns.name()
         );
     }
-    // All of them share the one session that the peer knows of.
+    // Whatever the other lanes do, the first one's endpoint is the peer's.
     ensure!(site.left.peer(&site.right)?.endpoint == Some(site.right.endpoint(Family::V4)));
     ensure!(site.right.peer(&site.left)?.endpoint == Some(site.left.endpoint(Family::V4)));
     Ok(())
+}
+
+/// Flows whose order is watched.
+const FLOWS: usize = 24;
+
+/// Sequence-numbered UDP in many flows over four lanes: each lane carries some, and none of their packets overtakes
+/// another. The other end answers now and then, from which the kernel learns which queue a flow belongs to.
+pub fn order() -> Result<()> {
+    let seconds = match std::env::var("WARREN_ORDER_SECONDS") {
+        Ok(seconds) => seconds.parse().context("WARREN_ORDER_SECONDS is no number")?,
+        Err(_) => 10,
+    };
+    let site = four_lanes_each()?;
+    site.ping()?;
+    site.right.netns.nft(
+        "table inet lanes {\n\
+           counter l0 { }\ncounter l1 { }\ncounter l2 { }\ncounter l3 { }\n\
+           chain c { type filter hook input priority 0;\n\
+             udp dport 51802 counter name l0\nudp dport 51803 counter name l1\n\
+             udp dport 51804 counter name l2\nudp dport 51805 counter name l3\n\
+           }\n\
+         }",
+    )?;
+    let target = SocketAddr::new(site.right.inner()[0], 5001);
+    let receiver = site.right.netns.run(|| UdpSocket::bind(target))??;
+    let senders = site.left.netns.run(|| {
+        let socket = || {
+            UdpSocket::bind((site.left.inner()[0], 0)).and_then(|socket| {
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            })
+        };
+        (0..FLOWS).map(|_| socket()).collect::<Result<Vec<_>, _>>()
+    })??;
+    let stop = AtomicBool::new(false);
+    let (sent, received) = std::thread::scope(|scope| {
+        let receiving = scope.spawn(|| watch_order(&receiver, &stop));
+        let sent = send_numbered(&senders, target, Duration::from_secs(seconds));
+        // What is under way.
+        std::thread::sleep(Duration::from_millis(300));
+        stop.store(true, Ordering::Relaxed);
+        Ok::<_, anyhow::Error>((sent?, receiving.join().expect("the receiver does not panic")?))
+    })?;
+    let counters = site.right.netns.sh("nft list counters table inet lanes")?;
+    let by_lane: Vec<u64> = counters
+        .split_whitespace()
+        .skip_while(|word| *word != "packets")
+        .collect::<Vec<_>>()
+        .windows(2)
+        .filter(|pair| pair[0] == "packets")
+        .filter_map(|pair| pair[1].parse().ok())
+        .collect();
+    println!(
+        "{FLOWS} flows over 4 lanes, {seconds} s: {received} of {sent} in order; datagrams by lane {by_lane:?}"
+    );
+    ensure!(received > sent / 2, "most were lost");
+    ensure!(
+        by_lane.len() == 4 && by_lane.iter().all(|count| *count > 100),
+        "not all lanes are used: {by_lane:?}"
+    );
+    Ok(())
+}
+
+fn four_lanes_each() -> Result<Site> {
+    let site = Site::joined(FOUR, FOUR, Family::V4)?;
+    for (end, other) in [(&site.left, &site.right), (&site.right, &site.left)] {
+        end.set_peer(PeerUpdate { lanes: Some(4), ..PeerUpdate::new(other.public()) })?;
+        ensure!(end.peer(other)?.lanes == 4);
+        // Other tools do not mind what they do not know.
+        end.netns.sh(&format!("wg show {INTERFACE} dump"))?;
+    }
+    Ok(site)
+}
+
+/// Sends 16 bytes each: flow and number. Returns how many.
+fn send_numbered(senders: &[UdpSocket], target: SocketAddr, time: Duration) -> Result<u64> {
+    let (start, mut number) = (Instant::now(), 0u64);
+    let mut answer = [0; 16];
+    while start.elapsed() < time {
+        for (flow, sender) in senders.iter().enumerate() {
+            // In bursts, which wait in the queues.
+            for step in 0..8 {
+                let bytes = [(flow as u64).to_be_bytes(), (number + step).to_be_bytes()].concat();
+                sender.send_to(&bytes, target).context("sending")?;
+            }
+            while sender.recv_from(&mut answer).is_ok() {}
+        }
+        number += 8;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(number * senders.len() as u64)
+}
+
+fn watch_order(receiver: &UdpSocket, stop: &AtomicBool) -> Result<u64> {
+    receiver.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let (mut next, mut count, mut bytes) = ([0; FLOWS], 0, [0; 64]);
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((16, from)) = receiver.recv_from(&mut bytes) else { continue };
+        let [flow, number] =
+            [0, 8].map(|at| u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes")));
+        let next = next.get_mut(flow as usize).context("an unknown flow")?;
+        ensure!(number >= *next, "flow {flow}: {number} came after {}", *next - 1);
+        *next = number + 1;
+        count += 1;
+        if number % 64 == 63 {
+            receiver.send_to(&bytes[..16], from).context("answering")?;
+        }
+    }
+    Ok(count)
 }

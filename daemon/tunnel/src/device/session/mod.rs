@@ -172,17 +172,35 @@ impl Session {
         if !packet.is_empty() {
             self.last_sent = Some(context.now);
         }
-        if let Some(tunn) = self.current.established() {
-            let outcome = tunn.encapsulate(packet, out.room()).into();
-            return self.emit(context, outcome, to, out);
+        if self.current.has_session() {
+            return self.send_in_order(context, packet, to, out);
         }
         if let Some(old) = self.retiring.iter_mut().rev().find(|old| old.sends(context.now)) {
             let outcome = old.tunn.encapsulate(packet, out.room()).into();
             self.emit(context, outcome, to, out);
-        } else if self.queue.len() < QUEUE {
-            self.queue.push_back(packet.into());
+        } else {
+            self.enqueue(packet);
         }
         self.handshake(context, to, out);
+    }
+
+    /// Sends a packet under the current keys, behind those that waited for them.
+    fn send_in_order(&mut self, context: &Context<'_>, packet: &[u8], to: SocketAddr, out: &mut Datagrams) {
+        self.drain(context, out);
+        if !self.queue.is_empty() || !out.has_room() {
+            return self.enqueue(packet);
+        }
+        if let Some(tunn) = self.current.established() {
+            let outcome = tunn.encapsulate(packet, out.room()).into();
+            self.emit(context, outcome, to, out);
+        }
+    }
+
+    fn enqueue(&mut self, packet: &[u8]) {
+        // A keepalive is not worth waiting for: what else is sent is as good.
+        if !packet.is_empty() && self.queue.len() < QUEUE {
+            self.queue.push_back(packet.into());
+        }
     }
 
     /// Starts a handshake, unless one is under way.
@@ -334,9 +352,7 @@ impl Session {
                 _ => {}
             }
         }
-        if !self.queue.is_empty() {
-            self.drain(context, out);
-        }
+        self.drain(context, out);
         if self.is_late_for_rekey(context.now)
             && let Some(to) = self.endpoint
         {
@@ -370,6 +386,9 @@ impl Session {
 
     /// Sends the packets that waited for keys. What does not fit waits for the next tick.
     fn drain(&mut self, context: &Context<'_>, out: &mut Datagrams) {
+        if self.queue.is_empty() {
+            return;
+        }
         let (Some(tunn), Some(to)) = (self.current.established(), self.endpoint) else { return };
         while out.has_room() {
             let Some(packet) = self.queue.pop_front() else { return };

@@ -16,6 +16,10 @@ impl Session {
         self.keepalive_wanted = true;
     }
 
+    pub(in crate::device) fn endpoint(&self) -> Option<SocketAddr> {
+        self.endpoint
+    }
+
     pub(in crate::device) fn set_endpoint(&mut self, endpoint: SocketAddr) {
         self.endpoint = Some(endpoint);
     }

@@ -3,6 +3,7 @@
 mod config;
 mod handshake;
 mod hostile;
+mod lanes;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +16,8 @@ use super::*;
 use crate::uapi::{AllowedIpChange, PeerState, PeerUpdate};
 
 const MTU: usize = 1420;
+/// Lanes of each device; peers have one unless a test gives them more.
+const LANES: u16 = 4;
 
 /// A device with its keys, an address, and what has come out of its TUN.
 struct Node {
@@ -49,7 +52,7 @@ enum Side {
 impl Node {
     fn new(address: &str, now: Instant, limit: u64) -> Self {
         let private = StaticSecret::random_from_rng(rand_core::OsRng);
-        let device = Device::new(MTU, limit, now);
+        let device = Device::new(MTU, LANES, limit, now);
         let node = Self { device, private, address: address.parse().unwrap(), delivered: Vec::new() };
         node.apply(&node.private_key_update(), now);
         node

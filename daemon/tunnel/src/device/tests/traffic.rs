@@ -246,3 +246,23 @@ fn a_full_batch_is_no_panic() {
     lane.datagram(data.from, &data.bytes, &mut out, &mut packets);
     assert_eq!((packets.len(), wire.a.dropped(Drop::NoRoom)), (1, 3));
 }
+
+#[test]
+fn nothing_overtakes_what_waited_for_keys() {
+    let mut wire = Wire::new();
+    let packets: Vec<_> = (0..200).map(a_to_b).collect();
+    let sent: Vec<_> = packets[..150].iter().flat_map(|packet| wire.encrypt(Side::A, packet)).collect();
+    let response = wire.receive(Side::B, sent[0].from, &sent[0].bytes).remove(0);
+    let (mut out, mut unused) = (Datagrams::new(8), Packets::new(1));
+    wire.a.device.lane(0, wire.clock()).datagram(response.from, &response.bytes, &mut out, &mut unused);
+    let mut sent = wire.take(Side::A, &out);
+    // More come before the tick that would send the rest.
+    for packet in &packets[150..] {
+        let (mut out, clock) = (Datagrams::new(3), wire.clock());
+        with_segments(packet, |segments| wire.a.device.lane(0, clock).packets(segments, &mut out));
+        sent.extend(wire.take(Side::A, &out));
+    }
+    sent.extend(wire.tick(Side::A));
+    wire.carry(sent);
+    assert_eq!(wire.b.delivered, packets);
+}
