@@ -34,6 +34,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("the port changes under ping", live::port),
     ("a taken port is refused and the old one stays", live::taken_port),
     ("PSK, endpoint and peers change under ping", live::peers),
+    ("answers come from the address that was asked", live::second_address),
     ("the MTU of the interface is honoured", live::mtu),
     ("packets larger than the path are fragmented", live::fragments),
     ("IPv6 may be switched off", live::without_ipv6),

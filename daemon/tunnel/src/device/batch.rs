@@ -1,6 +1,6 @@
 //! Output buffers that are filled packet by packet and emptied batch by batch, without allocating.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// The largest datagram or IP packet there can be, in bytes.
 pub const MAX_PACKET: usize = 65_535;
@@ -22,6 +22,31 @@ pub struct Destination {
     pub lane: usize,
     /// To which address.
     pub to: SocketAddr,
+    /// From which of our own addresses; `None` leaves it to the routes.
+    pub from: Option<IpAddr>,
+}
+
+/// A way between a peer and us, as datagrams take it in both directions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The peer's end.
+    pub remote: SocketAddr,
+    /// Our address at which the peer reaches us, once known. Answers come from there, as those of the kernel's WireGuard
+    /// do (`socket.c`): a peer that follows where our packets come from would otherwise be led to another address.
+    pub local: Option<IpAddr>,
+}
+
+impl From<SocketAddr> for Path {
+    fn from(remote: SocketAddr) -> Self {
+        Self { remote, local: None }
+    }
+}
+
+impl Path {
+    /// What leaves by a lane's socket on this way.
+    pub(super) fn by(self, lane: usize) -> Destination {
+        Destination { lane, to: self.remote, from: self.local }
+    }
 }
 
 /// Items of a batch that lie behind each other and belong together.

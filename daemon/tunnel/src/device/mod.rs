@@ -26,7 +26,6 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -35,7 +34,7 @@ use boringtun::noise::handshake::parse_handshake_anon;
 use boringtun::noise::{HandshakeInit, Packet, Tunn};
 
 pub use admission::HANDSHAKES_PER_SECOND;
-pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, ROOM, Run};
+pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, Path, ROOM, Run};
 pub use config::{ApplyError, canonical};
 pub use drops::{Drop, Drops};
 
@@ -223,7 +222,7 @@ impl Lane<'_> {
     }
 
     /// A datagram from the network, any bytes from anybody. `out` and `packets` must have room.
-    pub fn datagram(&self, from: SocketAddr, bytes: &[u8], out: &mut Datagrams, packets: &mut Packets) {
+    pub fn datagram(&self, path: impl Into<Path>, bytes: &[u8], out: &mut Datagrams, packets: &mut Packets) {
         if bytes.len() > MAX_PACKET {
             return self.drop(Drop::Invalid);
         }
@@ -231,8 +230,9 @@ impl Lane<'_> {
         if !out.has_room() || !packets.has_room() {
             return self.drop(Drop::NoRoom);
         }
-        let from = canonical(from);
-        let message = |index| Message { from, index, bytes };
+        let Path { remote, local } = path.into();
+        let path = Path { remote: canonical(remote), local: local.map(|local| local.to_canonical()) };
+        let message = |index| Message { path, index, bytes };
         match Tunn::parse_incoming_packet(bytes) {
             Ok(Packet::PacketData(data)) => self.data(message(data.receiver_idx), out, packets),
             Ok(Packet::HandshakeInit(init)) => self.initiation(&init, message(0), out),
@@ -297,13 +297,13 @@ impl Lane<'_> {
     }
 
     fn admit(&self, identity: &Identity, message: Message<'_>, out: &mut Datagrams) -> bool {
-        let Message { from, bytes, .. } = message;
-        match identity.gate.judge(from.ip(), bytes, out.room(), self.clock.now) {
+        let Message { path, bytes, .. } = message;
+        match identity.gate.judge(path.remote.ip(), bytes, out.room(), self.clock.now) {
             Verdict::Admit => return true,
             Verdict::Refuse(reason) => self.drop(reason),
             Verdict::Cookie(len) => {
                 // It belongs to no session yet, so it leaves by the way the handshake came.
-                out.commit(len, Destination { lane: self.number, to: from });
+                out.commit(len, path.by(self.number));
                 self.drop(Drop::CookieSent);
             }
         }

@@ -51,10 +51,10 @@ impl Peer {
 
     /// The endpoint of a lane that was not heard of yet: beside that of one that was.
     fn guess_endpoint(&self, lane: usize) -> Option<SocketAddr> {
-        let (other, endpoint) =
+        let (other, mut endpoint) =
             self.sessions().find_map(|(other, session)| Some((other, session.endpoint()?)))?;
-        let first = endpoint.port().checked_sub(u16::try_from(other).ok()?)?;
-        of_lane(SocketAddr::new(endpoint.ip(), first), lane)
+        endpoint.set_port(endpoint.port().checked_sub(u16::try_from(other).ok()?)?);
+        of_lane(endpoint, lane)
     }
 
     /// How many lanes there are to this peer.
@@ -116,8 +116,9 @@ impl Peer {
 
 /// The endpoint of a lane, if `first` is that of the first one. `None`: there is no such port.
 pub fn of_lane(first: SocketAddr, lane: usize) -> Option<SocketAddr> {
-    let port = u16::try_from(lane).ok().and_then(|lane| first.port().checked_add(lane))?;
-    Some(SocketAddr::new(first.ip(), port))
+    let mut endpoint = first;
+    endpoint.set_port(first.port().checked_add(u16::try_from(lane).ok()?)?);
+    Some(endpoint)
 }
 
 /// A panic while a lock is held ends the program (see the crate's profile); until then nothing behind the

@@ -18,10 +18,20 @@ pub enum Io {
     RunRefused,
     /// A super-packet that the TUN does not take; its packets were written one by one. Nothing is lost.
     SuperPacketRefused,
+    /// A message that could not come from the address at which the peer reaches us, which is ours no longer; it was sent
+    /// from another. Nothing is lost.
+    SourceRefused,
 }
 
-const ALL: [Io; 6] =
-    [Io::NoRoute, Io::Congested, Io::TunRefused, Io::Malformed, Io::RunRefused, Io::SuperPacketRefused];
+const ALL: [Io; 7] = [
+    Io::NoRoute,
+    Io::Congested,
+    Io::TunRefused,
+    Io::Malformed,
+    Io::RunRefused,
+    Io::SuperPacketRefused,
+    Io::SourceRefused,
+];
 
 /// One counter for each.
 #[derive(Debug, Default)]

@@ -235,7 +235,7 @@ impl Lane {
                 if !datagrams.has_room() {
                     sender.send(sockets, datagrams, &shared.counters);
                 }
-                lane.datagram(run.from, datagram, datagrams, packets);
+                lane.datagram(run.path, datagram, datagrams, packets);
             }
             if packets.len() >= ENOUGH {
                 interface.write(packets, &shared.counters)?;

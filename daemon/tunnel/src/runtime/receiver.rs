@@ -2,11 +2,10 @@
 //! joined (UDP_GRO).
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 
 use super::udp::UdpSocket;
-use crate::device::MAX_PACKET;
+use crate::device::{MAX_PACKET, Path};
 use crate::sys::mmsg;
 
 /// Messages received by one system call, as long as they are single datagrams: beyond 64 the call's own cost is below a
@@ -28,8 +27,8 @@ pub struct Receiver {
 
 /// Datagrams of one sender, one behind the other.
 pub struct Run<'a> {
-    /// The sender.
-    pub from: SocketAddr,
+    /// The sender, and which of our addresses it has sent to.
+    pub path: Path,
     bytes: &'a [u8],
     segment: usize,
 }
@@ -60,7 +59,8 @@ impl Receiver {
     pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
         self.inner.messages().filter(|message| !message.truncated).filter_map(|message| {
             let bytes = message.bytes;
-            Some(Run { from: message.from?, bytes, segment: message.segment.unwrap_or(bytes.len().max(1)) })
+            let path = Path { remote: message.from?, local: message.to };
+            Some(Run { path, bytes, segment: message.segment.unwrap_or(bytes.len().max(1)) })
         })
     }
 }

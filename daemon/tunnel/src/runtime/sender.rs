@@ -34,6 +34,8 @@ pub struct Sender {
 /// What to do about a message that was refused.
 #[derive(Debug, PartialEq, Eq)]
 enum Refused {
+    /// The address it was to come from is no longer ours, or leads nowhere.
+    NotFromThere,
     /// The path takes no runs: not now, and not later.
     NoRuns,
     /// The path does not take this run: its datagrams are longer than the link, and would have to be fragmented.
@@ -43,9 +45,12 @@ enum Refused {
 }
 
 impl Refused {
-    /// What the kernel means (`udp.c` and `ipv6/udp.c`, `udp_send_skb`).
-    fn by(error: Errno, is_run: bool) -> Self {
+    /// What the kernel means (`udp.c` and `ipv6/udp.c`, `udp_send_skb`; `route.c`, `ip_route_output_key_hash_rcu`).
+    fn by(error: Errno, is_run: bool, has_source: bool) -> Self {
         match error {
+            Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::EHOSTUNREACH if has_source => {
+                Self::NotFromThere
+            }
             Errno::EIO | Errno::EOPNOTSUPP if is_run => Self::NoRuns,
             Errno::EINVAL | Errno::EMSGSIZE if is_run => Self::NotThisRun,
             _ => Self::Lost,
@@ -81,7 +86,8 @@ impl Sender {
                     Some(to) => {
                         // A run has two datagrams at least, so one of them is shorter than 2^15.
                         let segment = (run.count > 1).then_some(run.segment as u16);
-                        messages.push(Message { bytes: run.bytes, to, segment });
+                        let from = socket.source(run.note.from);
+                        messages.push(Message { bytes: run.bytes, to, from, segment });
                     }
                     None => counters.count(Io::NoRoute, run.count),
                 }
@@ -123,22 +129,25 @@ impl Sender {
     }
 
     fn refused(&mut self, socket: &UdpSocket, message: &Message<'_>, error: Errno, counters: &Counters) {
-        let refused = Refused::by(error, message.segment.is_some());
-        if refused == Refused::Lost {
-            tracing::debug!(error = error.desc(), "a datagram was not sent");
-            return counters.count(Io::NoRoute, count(message));
-        }
-        if refused == Refused::NoRuns {
-            tracing::warn!(error = error.desc(), "datagrams are not sent in runs from now on");
-            self.segmentation = false;
+        match Refused::by(error, message.segment.is_some(), message.from.is_some()) {
+            Refused::Lost => {
+                tracing::debug!(error = error.desc(), "a datagram was not sent");
+                return counters.count(Io::NoRoute, count(message));
+            }
+            Refused::NotFromThere => {
+                counters.count(Io::SourceRefused, 1);
+                return self.send_messages(socket, &[Message { from: None, ..*message }], counters);
+            }
+            Refused::NoRuns => {
+                tracing::warn!(error = error.desc(), "datagrams are not sent in runs from now on");
+                self.segmentation = false;
+            }
+            Refused::NotThisRun => {}
         }
         counters.count(Io::RunRefused, 1);
         let segment = message.segment.map_or(message.bytes.len(), usize::from).max(1);
-        let single: Vec<_> = message
-            .bytes
-            .chunks(segment)
-            .map(|bytes| Message { bytes, to: message.to, segment: None })
-            .collect();
+        let single: Vec<_> =
+            message.bytes.chunks(segment).map(|bytes| Message { bytes, segment: None, ..*message }).collect();
         self.send_messages(socket, &single, counters);
     }
 }
@@ -155,11 +164,19 @@ mod tests {
     #[test]
     fn only_runs_are_tried_again() {
         for error in [Errno::EIO, Errno::EINVAL, Errno::EMSGSIZE, Errno::ENETUNREACH, Errno::EPERM] {
-            assert_eq!(Refused::by(error, false), Refused::Lost, "{error}");
+            assert_eq!(Refused::by(error, false, false), Refused::Lost, "{error}");
         }
-        assert_eq!(Refused::by(Errno::EIO, true), Refused::NoRuns);
-        assert_eq!(Refused::by(Errno::EMSGSIZE, true), Refused::NotThisRun);
-        assert_eq!(Refused::by(Errno::EINVAL, true), Refused::NotThisRun);
-        assert_eq!(Refused::by(Errno::ENETUNREACH, true), Refused::Lost);
+        assert_eq!(Refused::by(Errno::EIO, true, true), Refused::NoRuns);
+        assert_eq!(Refused::by(Errno::EMSGSIZE, true, true), Refused::NotThisRun);
+        assert_eq!(Refused::by(Errno::EINVAL, true, false), Refused::NotThisRun);
+        assert_eq!(Refused::by(Errno::ENETUNREACH, true, false), Refused::Lost);
+    }
+
+    #[test]
+    fn a_source_that_is_gone_is_given_up_first() {
+        for is_run in [true, false] {
+            assert_eq!(Refused::by(Errno::EINVAL, is_run, true), Refused::NotFromThere);
+        }
+        assert_eq!(Refused::by(Errno::EPERM, false, true), Refused::Lost);
     }
 }

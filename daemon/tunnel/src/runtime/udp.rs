@@ -1,7 +1,7 @@
 //! UDP sockets, one per lane.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -39,6 +39,7 @@ impl UdpSocket {
         let fd = socket::socket(family, SockType::Datagram, flags, None)?;
         if ipv6 {
             socket::setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
+            socket::setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)?;
         }
         sys::socket::allow_fragments(fd.as_fd(), ipv6)?;
         set_buffers(&fd);
@@ -62,6 +63,11 @@ impl UdpSocket {
 
     fn set_mark(&self, mark: u32) -> io::Result<()> {
         Ok(socket::setsockopt(&self.fd, sockopt::Mark, &mark)?)
+    }
+
+    /// From where datagrams leave that are to come from `from`: a socket of IPv4 alone leaves that to the routes.
+    pub fn source(&self, from: Option<IpAddr>) -> Option<IpAddr> {
+        from.filter(|_| self.ipv6)
     }
 
     /// How the kernel wants to see `to` on this socket. `None`: an IPv6 address where there is no IPv6.

@@ -1,13 +1,13 @@
 //! Several UDP datagrams, each perhaps a run of segments, in one system call.
 //!
 //! nix has recvmmsg(2) and sendmmsg(2), but gives all messages of a call the same control messages; here each has its
-//! own segment size. Kernel `include/uapi/linux/udp.h`: UDP_SEGMENT says into how long datagrams the kernel is to cut
-//! one message, UDP_GRO of how long ones it has made one.
+//! own segment size and own address. Kernel `include/uapi/linux/udp.h`: UDP_SEGMENT says into how long datagrams the
+//! kernel is to cut one message, UDP_GRO of how long ones it has made one. ipv6(7): IPV6_PKTINFO is our own address.
 #![expect(unsafe_code, reason = "recvmmsg and sendmmsg with control messages")]
 
 use std::io;
-use std::mem::{offset_of, zeroed};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::mem::zeroed;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::null_mut;
 
@@ -60,40 +60,72 @@ impl Address {
     }
 }
 
-/// One control message with a number, as in cmsg(3): `struct cmsghdr`, then the number.
-#[repr(C)]
+/// Control messages, as in cmsg(3): each a header (length, level, type) and what it says, padded to whole words.
+#[repr(C, align(8))]
 #[derive(Clone, Copy)]
-struct Control {
-    header: libc::cmsghdr,
-    value: [u8; 8],
-}
+struct Controls([u8; CONTROLS]);
 
-const CONTROL_HEADER: usize = offset_of!(Control, value);
-const _: () = assert!(CONTROL_HEADER == size_of::<libc::cmsghdr>(), "no gap where cmsg(3) has none");
+const WORD: usize = size_of::<usize>();
+const CONTROL_HEADER: usize = WORD + 2 * size_of::<libc::c_int>();
+const _: () = assert!(CONTROL_HEADER == size_of::<libc::cmsghdr>());
+/// A segment size and an address.
+const CONTROLS: usize = 2 * CONTROL_HEADER + 8 + size_of::<libc::in6_pktinfo>().next_multiple_of(WORD);
 
-impl Control {
-    fn none() -> Self {
-        // SAFETY: a cmsghdr consists of integers, for which zero is a value.
-        Self { header: unsafe { zeroed() }, value: [0; 8] }
+impl Controls {
+    const NONE: Self = Self([0; CONTROLS]);
+
+    /// Writes one at `at`; returns where the next one goes.
+    fn put(&mut self, at: usize, level: libc::c_int, kind: libc::c_int, value: &[u8]) -> usize {
+        let len = CONTROL_HEADER + value.len();
+        let mut put = |at: usize, bytes: &[u8]| self.0[at..at + bytes.len()].copy_from_slice(bytes);
+        put(at, &len.to_ne_bytes());
+        put(at + WORD, &level.to_ne_bytes());
+        put(at + WORD + 4, &kind.to_ne_bytes());
+        put(at + CONTROL_HEADER, value);
+        (at + len).next_multiple_of(WORD)
     }
 
-    fn segment(size: u16) -> Self {
-        let mut control = Self::none();
-        control.header.cmsg_len = (CONTROL_HEADER + size_of::<u16>()) as _;
-        control.header.cmsg_level = libc::SOL_UDP;
-        control.header.cmsg_type = libc::UDP_SEGMENT;
-        control.value[..2].copy_from_slice(&size.to_ne_bytes());
-        control
+    /// What is said with a message to send. Returns its length.
+    fn write(&mut self, segment: Option<u16>, from: Option<IpAddr>) -> usize {
+        let mut len = 0;
+        if let Some(segment) = segment {
+            len = self.put(len, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
+        if let Some(from) = from {
+            // `struct in6_pktinfo`: address, and an interface that is left to the routes.
+            let mut info = [0; size_of::<libc::in6_pktinfo>()];
+            let address = match from {
+                IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+                IpAddr::V6(v6) => v6,
+            };
+            info[..16].copy_from_slice(&address.octets());
+            len = self.put(len, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+        }
+        len
     }
 
-    /// The segment size that came with a message, if one did.
-    fn received_segment(&self) -> Option<usize> {
-        let [a, b, c, d, ..] = self.value;
-        let is_one = self.header.cmsg_level == libc::SOL_UDP
-            && self.header.cmsg_type == libc::UDP_GRO
-            && self.header.cmsg_len == (CONTROL_HEADER + size_of::<i32>()) as _;
-        let size = is_one.then(|| i32::from_ne_bytes([a, b, c, d]))?;
-        usize::try_from(size).ok().filter(|size| *size > 0)
+    /// What was said with a received message, of which the kernel wrote `len` bytes.
+    fn read(&self, len: usize) -> (Option<usize>, Option<IpAddr>) {
+        let (mut segment, mut to) = (None, None);
+        let mut rest = &self.0[..len.min(CONTROLS)];
+        while let Some((header, _)) = rest.split_first_chunk::<CONTROL_HEADER>() {
+            let number =
+                |at: usize| i32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let len = header.first_chunk().map_or(0, |len| usize::from_ne_bytes(*len));
+            let Some(value) = rest.get(CONTROL_HEADER..len) else { break };
+            match (number(WORD), number(WORD + 4)) {
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let size = value.first_chunk().map(|size| i32::from_ne_bytes(*size));
+                    segment = size.and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0);
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    to = value.first_chunk::<16>().map(|address| Ipv6Addr::from(*address).to_canonical());
+                }
+                _ => {}
+            }
+            rest = rest.get(len.next_multiple_of(WORD)..).unwrap_or_default();
+        }
+        (segment, to)
     }
 }
 
@@ -102,17 +134,25 @@ pub struct Receiver {
     slot: usize,
     bytes: Box<[u8]>,
     addresses: Box<[Address]>,
-    controls: Box<[Control]>,
+    controls: Box<[Controls]>,
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
-    /// Of the last call: lengths, and whether a message was cut because its slot was too small.
-    received: Vec<(usize, bool)>,
+    received: Vec<Length>,
+}
+
+/// How much of the buffers the last call filled.
+struct Length {
+    bytes: usize,
+    controls: usize,
+    truncated: bool,
 }
 
 /// What was received as one message.
 pub struct Received<'a> {
     /// The sender; `None` if it is of no family that is known.
     pub from: Option<SocketAddr>,
+    /// Which of our addresses it was sent to, if the socket tells (IPV6_RECVPKTINFO).
+    pub to: Option<IpAddr>,
     /// One datagram, or several of equal length, of which the last may be shorter.
     pub bytes: &'a [u8],
     /// The length of the datagrams, if there may be several.
@@ -128,7 +168,7 @@ impl Receiver {
             slot,
             bytes: vec![0; slots * slot].into_boxed_slice(),
             addresses: vec![Address::default(); slots].into_boxed_slice(),
-            controls: vec![Control::none(); slots].into_boxed_slice(),
+            controls: vec![Controls::NONE; slots].into_boxed_slice(),
             iovecs: vec![EMPTY; slots].into_boxed_slice(),
             headers: empty_headers(slots),
             received: Vec::with_capacity(slots),
@@ -145,15 +185,14 @@ impl Receiver {
         let headers = self.iovecs.iter_mut().zip(&mut self.headers);
         let mut count = 0;
         for (((bytes, address), control), (iovec, header)) in slots.zip(headers).take(most) {
-            *control = Control::none();
             *iovec = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
             let header = &mut header.msg_hdr;
             header.msg_name = address.bytes.as_mut_ptr().cast();
             header.msg_namelen = address.bytes.len() as libc::socklen_t;
             header.msg_iov = iovec;
             header.msg_iovlen = 1;
-            header.msg_control = (&raw mut *control).cast();
-            header.msg_controllen = size_of::<Control>() as _;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROLS as _;
             count += 1;
         }
         // SAFETY: the first `count` headers point to an iovec, an address and a control message each, all of the
@@ -168,22 +207,26 @@ impl Receiver {
             )
         };
         let received = Errno::result(received)? as usize;
-        self.received.extend(
-            self.headers[..received]
-                .iter()
-                .map(|header| (header.msg_len as usize, header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0)),
-        );
+        self.received.extend(self.headers[..received].iter().map(|header| Length {
+            bytes: header.msg_len as usize,
+            controls: header.msg_hdr.msg_controllen as _,
+            truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+        }));
         Ok(received)
     }
 
     /// The messages of the last call.
     pub fn messages(&self) -> impl Iterator<Item = Received<'_>> {
         let slots = self.bytes.chunks_exact(self.slot).zip(&self.addresses).zip(&self.controls);
-        self.received.iter().zip(slots).map(|((len, truncated), ((bytes, address), control))| Received {
-            from: address.to_socket_addr(),
-            bytes: &bytes[..(*len).min(bytes.len())],
-            segment: control.received_segment(),
-            truncated: *truncated,
+        self.received.iter().zip(slots).map(|(length, ((bytes, address), controls))| {
+            let (segment, to) = controls.read(length.controls);
+            Received {
+                from: address.to_socket_addr(),
+                to,
+                bytes: &bytes[..length.bytes.min(bytes.len())],
+                segment,
+                truncated: length.truncated,
+            }
         })
     }
 }
@@ -195,13 +238,15 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     /// Where to.
     pub to: Address,
+    /// From which of our addresses; `None` leaves it to the routes. Only on sockets of IPv6.
+    pub from: Option<IpAddr>,
     /// Into how long datagrams the kernel is to cut it.
     pub segment: Option<u16>,
 }
 
 /// Headers for what one call sends.
 pub struct Sender {
-    controls: Box<[Control]>,
+    controls: Box<[Controls]>,
     iovecs: Box<[libc::iovec]>,
     headers: Box<[libc::mmsghdr]>,
 }
@@ -210,7 +255,7 @@ impl Sender {
     /// Room for `messages` messages a call.
     pub fn new(messages: usize) -> Self {
         Self {
-            controls: vec![Control::none(); messages].into_boxed_slice(),
+            controls: vec![Controls::NONE; messages].into_boxed_slice(),
             iovecs: vec![EMPTY; messages].into_boxed_slice(),
             headers: empty_headers(messages),
         }
@@ -235,10 +280,10 @@ impl Sender {
             header.msg_iovlen = 1;
             header.msg_control = null_mut();
             header.msg_controllen = 0;
-            if let Some(segment) = message.segment {
-                *control = Control::segment(segment);
-                header.msg_control = (&raw mut *control).cast();
-                header.msg_controllen = size_of::<Control>() as _;
+            let said = control.write(message.segment, message.from);
+            if said > 0 {
+                header.msg_control = control.0.as_mut_ptr().cast();
+                header.msg_controllen = said as _;
             }
             count += 1;
         }
@@ -257,4 +302,44 @@ fn empty_headers(count: usize) -> Box<[libc::mmsghdr]> {
     // SAFETY: a mmsghdr consists of integers and pointers, for which zero is a value.
     let empty: libc::mmsghdr = unsafe { zeroed() };
     vec![empty; count].into_boxed_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_messages_survive_their_bytes() {
+        for segment in [None, Some(1452)] {
+            for from in [None, Some("192.0.2.1"), Some("2001:db8::1")] {
+                let from: Option<IpAddr> = from.map(|from| from.parse().unwrap());
+                let mut controls = Controls::NONE;
+                let len = controls.write(segment, from);
+                assert_eq!(controls.read(len).1, from);
+                assert_eq!(len > 0, segment.is_some() || from.is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_size_is_read_behind_an_address() {
+        let mut controls = Controls::NONE;
+        let at = controls.write(None, Some(Ipv4Addr::LOCALHOST.into()));
+        let len = controls.put(at, libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
+        assert_eq!(controls.read(len), (Some(1452), Some(Ipv4Addr::LOCALHOST.into())));
+        assert_eq!(controls.read(len - 8), (None, Some(Ipv4Addr::LOCALHOST.into())), "cut");
+        controls.0[..WORD].copy_from_slice(&usize::MAX.to_ne_bytes());
+        assert_eq!(controls.read(len), (None, None), "a length beyond the buffer");
+        controls.0[..WORD].fill(0);
+        assert_eq!(controls.read(len), (None, None), "no length at all");
+    }
+
+    #[test]
+    fn addresses_survive_their_bytes() {
+        for text in ["192.0.2.1:65535", "[2001:db8::1]:1", "[fe80::1%7]:51820"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(Address::from(address).to_socket_addr(), Some(address));
+        }
+        assert_eq!(Address::default().to_socket_addr(), None);
+    }
 }

@@ -1,6 +1,6 @@
 //! Changes under traffic.
 
-use std::net::{Ipv6Addr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -121,6 +121,26 @@ pub fn peers() -> Result<()> {
     let answers = flood.stop()?;
     println!("3 PSKs, 2 endpoints, 100 other peers: {answers}");
     answers.complete()
+}
+
+/// Answers come from the address that was asked, whichever the routes would choose; and from another once it is gone.
+pub fn second_address() -> Result<()> {
+    let site = Site::joined(ONE, ONE, Family::V4)?;
+    let Site { left, right } = &site;
+    left.netns.ip("address add 192.0.2.77/24 dev eth0\naddress add 2001:db8::77/64 dev eth0 nodad")?;
+    for text in ["192.0.2.77", "192.0.2.1", "2001:db8::77", "2001:db8::1"] {
+        let address = SocketAddr::new(text.parse()?, left.port);
+        right.set_peer(PeerUpdate { endpoint: Some(address), ..PeerUpdate::new(left.public()) })?;
+        right.ping(left)?;
+        left.ping(right)?;
+        let endpoint = right.peer(left)?.endpoint;
+        ensure!(endpoint == Some(address), "asked at {address}, it answers from {endpoint:?}");
+    }
+    left.netns.ip("address del 2001:db8::1/64 dev eth0")?;
+    left.ping(right)?;
+    let endpoint = right.peer(left)?.endpoint;
+    ensure!(endpoint != Some(left.endpoint(Family::V6)), "still {endpoint:?}, which is gone");
+    right.ping(left)
 }
 
 pub fn mtu() -> Result<()> {

@@ -30,7 +30,7 @@
 mod rekey;
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::errors::WireGuardError;
@@ -38,7 +38,7 @@ use boringtun::noise::{Tunn, TunnResult};
 use x25519_dalek::PublicKey;
 
 use super::Context;
-use super::batch::{Datagrams, Destination, Packets};
+use super::batch::{Datagrams, Packets, Path};
 use super::config::Identity;
 use super::drops::Drop;
 use crate::uapi::SecretKey;
@@ -77,7 +77,7 @@ pub struct Session {
     free: Vec<u32>,
     /// Packets that wait for keys, or for room in a batch. Not in a `Tunn`, which takes them to its grave.
     queue: VecDeque<Box<[u8]>>,
-    endpoint: Option<SocketAddr>,
+    path: Option<Path>,
     rx_bytes: u64,
     tx_bytes: u64,
     last_handshake: Option<SystemTime>,
@@ -150,7 +150,7 @@ impl Session {
             answering: None,
             free: free.into(),
             queue: VecDeque::new(),
-            endpoint: None,
+            path: None,
             rx_bytes: 0,
             tx_bytes: 0,
             last_handshake: None,
@@ -167,7 +167,7 @@ impl Session {
     /// packets at most) and a handshake starts. Needs room for one datagram; uses it for two if there is.
     pub(super) fn send(&mut self, context: &Context<'_>, packet: &[u8], out: &mut Datagrams) {
         let Some(identity) = context.identity else { return context.drops.count(Drop::NoPrivateKey) };
-        let Some(to) = self.endpoint else { return context.drops.count(Drop::NoEndpoint) };
+        let Some(to) = self.path else { return context.drops.count(Drop::NoEndpoint) };
         self.current.build(identity, &self.peer, &self.psk);
         if !packet.is_empty() {
             self.last_sent = Some(context.now);
@@ -185,7 +185,7 @@ impl Session {
     }
 
     /// Sends a packet under the current keys, behind those that waited for them.
-    fn send_in_order(&mut self, context: &Context<'_>, packet: &[u8], to: SocketAddr, out: &mut Datagrams) {
+    fn send_in_order(&mut self, context: &Context<'_>, packet: &[u8], to: Path, out: &mut Datagrams) {
         self.drain(context, out);
         if !self.queue.is_empty() || !out.has_room() {
             return self.enqueue(packet);
@@ -204,7 +204,7 @@ impl Session {
     }
 
     /// Starts a handshake, unless one is under way.
-    fn handshake(&mut self, context: &Context<'_>, to: SocketAddr, out: &mut Datagrams) {
+    fn handshake(&mut self, context: &Context<'_>, to: Path, out: &mut Datagrams) {
         if let Some(tunn) = &mut self.current.tunn
             && out.has_room()
         {
@@ -255,7 +255,7 @@ impl Session {
                 return None;
             }
         };
-        self.authenticated(context, message.from);
+        self.authenticated(context, message.path);
         if answered {
             self.confirm(context.now);
             self.complete_handshake(context);
@@ -286,7 +286,7 @@ impl Session {
                 self.last_initiation = Some(context.now);
                 self.answered = Some(message.bytes.into());
                 self.account(message.bytes.len());
-                self.emit(context, Outcome::Datagram(len), message.from, out);
+                self.emit(context, Outcome::Datagram(len), message.path, out);
             }
             Outcome::Failed(WireGuardError::WrongTai64nTimestamp) => {
                 context.drops.count(Drop::ReplayedHandshake);
@@ -306,10 +306,10 @@ impl Session {
         let Some(tunn) = tunn else { return context.drops.count(Drop::UnknownIndex) };
         match tunn.decapsulate(None, message.bytes, out.room()).into() {
             Outcome::Datagram(len) => {
-                self.authenticated(context, message.from);
+                self.authenticated(context, message.path);
                 self.account(message.bytes.len());
                 self.complete_handshake(context);
-                self.emit(context, Outcome::Datagram(len), message.from, out);
+                self.emit(context, Outcome::Datagram(len), message.path, out);
                 self.drain(context, out);
             }
             _ => context.drops.count(Drop::BadHandshake),
@@ -345,7 +345,7 @@ impl Session {
     ) -> Option<u32> {
         let over = self.forget_old_keys(context.now);
         if let Some(tunn) = &mut self.current.tunn {
-            match (tunn.update_timers(out.room()).into(), self.endpoint) {
+            match (tunn.update_timers(out.room()).into(), self.path) {
                 (Outcome::Datagram(len), Some(to)) => self.emit(context, Outcome::Datagram(len), to, out),
                 // It says so for ever; the next packet or keepalive revives it. What waited is stale.
                 (Outcome::Failed(WireGuardError::ConnectionExpired), _) => self.queue.clear(),
@@ -354,7 +354,7 @@ impl Session {
         }
         self.drain(context, out);
         if self.is_late_for_rekey(context.now)
-            && let Some(to) = self.endpoint
+            && let Some(to) = self.path
         {
             self.handshake(context, to, out);
         }
@@ -367,13 +367,13 @@ impl Session {
     fn keepalive_due(&self, context: &Context<'_>, interval: Duration) -> bool {
         let idle = |last: Instant| context.now.saturating_duration_since(last) >= interval;
         let due = self.keepalive_wanted || self.last_traversal.is_none_or(idle);
-        due && context.identity.is_some() && self.endpoint.is_some()
+        due && context.identity.is_some() && self.path.is_some()
     }
 
     /// With keys an empty packet. Without, a handshake, which ends in an empty packet anyway: queueing one
     /// each time would let them pile up behind a peer that is away.
     fn send_keepalive(&mut self, context: &Context<'_>, out: &mut Datagrams) {
-        let (Some(identity), Some(to)) = (context.identity, self.endpoint) else { return };
+        let (Some(identity), Some(to)) = (context.identity, self.path) else { return };
         self.keepalive_wanted = false;
         self.last_traversal = Some(context.now);
         self.current.build(identity, &self.peer, &self.psk);
@@ -389,12 +389,12 @@ impl Session {
         if self.queue.is_empty() {
             return;
         }
-        let (Some(tunn), Some(to)) = (self.current.established(), self.endpoint) else { return };
+        let (Some(tunn), Some(to)) = (self.current.established(), self.path) else { return };
         while out.has_room() {
             let Some(packet) = self.queue.pop_front() else { return };
             if let Outcome::Datagram(len) = tunn.encapsulate(&packet, out.room()).into() {
                 self.tx_bytes += len as u64;
-                out.commit(len, Destination { lane: context.lane, to });
+                out.commit(len, to.by(context.lane));
             }
         }
         if !self.queue.is_empty() {
@@ -403,18 +403,18 @@ impl Session {
     }
 
     /// Puts what a `Tunn` wrote into the batch, if it wrote something.
-    fn emit(&mut self, context: &Context<'_>, outcome: Outcome, to: SocketAddr, out: &mut Datagrams) {
+    fn emit(&mut self, context: &Context<'_>, outcome: Outcome, to: Path, out: &mut Datagrams) {
         if let Outcome::Datagram(len) = outcome {
             self.tx_bytes += len as u64;
             self.last_traversal = Some(context.now);
-            out.commit(len, Destination { lane: context.lane, to });
+            out.commit(len, to.by(context.lane));
         }
     }
 
     /// The sender has proved to be the peer: it can be reached where it sent from (roaming, whitepaper
     /// section 2.1).
-    fn authenticated(&mut self, context: &Context<'_>, from: SocketAddr) {
-        self.endpoint = Some(from);
+    fn authenticated(&mut self, context: &Context<'_>, path: Path) {
+        self.path = Some(path);
         self.last_traversal = Some(context.now);
     }
 
@@ -436,7 +436,7 @@ impl Session {
 /// A WireGuard message of which the form is right, and nothing else is known yet.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
-    pub(super) from: SocketAddr,
+    pub(super) path: Path,
     /// Its receiver index; 0 for initiations, which have none.
     pub(super) index: u32,
     pub(super) bytes: &'a [u8],

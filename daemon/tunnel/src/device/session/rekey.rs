@@ -17,11 +17,11 @@ impl Session {
     }
 
     pub(in crate::device) fn endpoint(&self) -> Option<SocketAddr> {
-        self.endpoint
+        self.path.map(|path| path.remote)
     }
 
     pub(in crate::device) fn set_endpoint(&mut self, endpoint: SocketAddr) {
-        self.endpoint = Some(endpoint);
+        self.path = Some(endpoint.into());
     }
 
     /// Whether `psk` (all zeros: none) is another one than now.
@@ -117,7 +117,7 @@ impl Session {
     /// Copies what `get=1` reports.
     pub(in crate::device) fn report(&self, state: &mut PeerState) {
         state.preshared_key.clone_from(&self.psk);
-        state.endpoint = state.endpoint.or(self.endpoint);
+        state.endpoint = state.endpoint.or(self.endpoint());
         state.rx_bytes += self.rx_bytes;
         state.tx_bytes += self.tx_bytes;
         let handshake = self.last_handshake.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
