@@ -1,6 +1,7 @@
 //! What a device is configured to be, and how an update changes it.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -59,7 +60,7 @@ pub struct Table {
     pub(super) allowed: AllowedIps,
     peers: HashMap<PublicKey, Arc<Peer>>,
     /// Upper 24 bits of receiver indices, and whose lane they lead to.
-    indices: HashMap<u32, (Arc<Peer>, usize)>,
+    indices: HashMap<u32, (Arc<Peer>, usize), BuildHasherDefault<IndexHasher>>,
     handshakes_per_second: u64,
     lanes: u16,
 }
@@ -71,7 +72,7 @@ impl Table {
             identity: None,
             allowed: AllowedIps::default(),
             peers: HashMap::new(),
-            indices: HashMap::new(),
+            indices: HashMap::default(),
             handshakes_per_second,
         }
     }
@@ -280,6 +281,25 @@ impl Table {
         state.allowed_ips = self.allowed.of(&peer.public_key).collect();
         peer.sessions().for_each(|(_, session)| session.report(&mut state));
         state
+    }
+}
+
+/// Indices are random and nobody else's choice, so they are spread as they are.
+#[derive(Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+
+    fn write_u32(&mut self, index: u32) {
+        // The table looks at the upper bits, too. The multiplier is 2^64 divided by the golden ratio (Knuth, 6.4).
+        self.0 = (self.0 ^ u64::from(index)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 

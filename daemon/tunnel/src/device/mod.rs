@@ -26,6 +26,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -40,6 +42,7 @@ pub use drops::{Drop, Drops};
 
 use admission::Verdict;
 use config::{Identity, Table};
+use peer::PublicKey;
 use session::Message;
 
 use crate::offload::{SPARE, Segments};
@@ -133,7 +136,7 @@ impl Device {
 
     /// Opens lane `number` for one batch of packets.
     pub fn lane(&self, number: usize, clock: Clock) -> Lane<'_> {
-        Lane { device: self, table: self.read(), number, clock }
+        Lane { device: self, table: self.read(), number, clock, last_source: Cell::new(None) }
     }
 
     /// Does what is due on all sessions of a lane; to be called every 250 ms. `flush` is called with a full
@@ -194,6 +197,8 @@ pub struct Lane<'a> {
     table: RwLockReadGuard<'a, Table>,
     number: usize,
     clock: Clock,
+    /// The last inner source address, and whose it is: most packets of a batch have the same.
+    last_source: Cell<Option<(IpAddr, PublicKey)>>,
 }
 
 impl Lane<'_> {
@@ -249,13 +254,24 @@ impl Lane<'_> {
         let Some(mut session) = peer.session(lane) else { return };
         let received = session.receive_data(&self.context(lane), message, out, packets);
         let Some((len, source)) = received else { return };
-        let owner = self.table.allowed.lookup(source);
-        if owner.is_some_and(|owner| owner.public_key == peer.public_key) {
+        if self.owner(source) == Some(peer.public_key) {
             session.account(message.bytes.len());
             packets.commit(len, ());
         } else {
             self.drop(Drop::BadSource);
         }
+    }
+
+    /// Whose an inner source address is.
+    fn owner(&self, source: IpAddr) -> Option<PublicKey> {
+        if let Some((last, owner)) = self.last_source.get()
+            && last == source
+        {
+            return Some(owner);
+        }
+        let owner = self.table.allowed.lookup(source)?.public_key;
+        self.last_source.set(Some((source, owner)));
+        Some(owner)
     }
 
     /// The gate first, then one Diffie-Hellman to learn who it claims to be, then the rest.

@@ -21,7 +21,7 @@ mod socket_file;
 mod udp;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -56,6 +56,9 @@ pub struct Tunnel {
     name: String,
     socket: SocketFile,
     queues: Vec<Queue>,
+    /// The interface lives as long as any descriptor of its queues. This one goes last: whoever sees that the interface is
+    /// gone finds the port free, too.
+    interface: Option<OwnedFd>,
     shared: Arc<Shared>,
     signals: SignalFd,
 }
@@ -84,6 +87,8 @@ impl Tunnel {
         }
         let queues = Queue::create(name, lanes, DEFAULT_MTU).map_err(|error| explain_tun(name, error))?;
         tracing::debug!(offloads = ?queues.first().map(Queue::offloads), "created the interface");
+        // Before all that has to go before it: a killed program's descriptors are closed from the last to the first.
+        let interface = queues.first().map(Queue::hold).transpose().context("holding the interface")?;
         let sockets = Sockets::bind(lanes, 0, 0).context("binding UDP sockets")?;
         // At most MAX_LANES.
         let device = Device::new(DEFAULT_MTU.into(), lanes as u16, HANDSHAKES_PER_SECOND, Instant::now());
@@ -94,7 +99,7 @@ impl Tunnel {
             .context("creating a signal descriptor")?;
         // Last, because its file would have to be removed again.
         let socket = SocketFile::bind(&socket_path(name))?;
-        Ok(Self { name: name.to_owned(), socket, queues, shared, signals })
+        Ok(Self { name: name.to_owned(), socket, queues, interface, shared, signals })
     }
 
     /// Starts the lanes, calls `ready`, and serves until the tunnel is to end; then removes all traces.
@@ -102,11 +107,8 @@ impl Tunnel {
     /// # Errors
     /// When threads cannot be started or one fails.
     pub fn serve(self, ready: impl FnOnce() -> Result<()>) -> Result<End> {
-        let Self { name, socket, queues, shared, signals } = self;
+        let Self { name, socket, queues, interface, shared, signals } = self;
         tracing::info!(interface = name, lanes = queues.len(), port = shared.sockets().port(), "started");
-        // The interface lives as long as any descriptor of its queues. It goes last: whoever sees that it is gone finds
-        // the port free, too.
-        let interface = queues.first().map(Queue::hold).transpose().context("holding the interface")?;
         let mut threads = Vec::with_capacity(queues.len());
         let result = socket
             .claim()

@@ -97,6 +97,9 @@ pub struct Session {
 struct Keys {
     index: u32,
     tunn: Option<Box<Tunn>>,
+    /// Whether the `Tunn` has keys to send under. It is asked only after what can change that (the end of a handshake,
+    /// its timers), not for each packet, because for an answer it looks at the clock.
+    live: bool,
 }
 
 /// A `Tunn` that answers initiations, and whose sessions nobody has used yet.
@@ -145,7 +148,7 @@ impl Session {
         Self {
             peer,
             psk: None,
-            current: Keys { index, tunn: None },
+            current: Keys { index, tunn: None, live: false },
             retiring: Vec::new(),
             answering: None,
             free: free.into(),
@@ -172,7 +175,7 @@ impl Session {
         if !packet.is_empty() {
             self.last_sent = Some(context.now);
         }
-        if self.current.has_session() {
+        if self.current.live {
             return self.send_in_order(context, packet, to, out);
         }
         if let Some(old) = self.retiring.iter_mut().rev().find(|old| old.sends(context.now)) {
@@ -306,6 +309,7 @@ impl Session {
         let Some(tunn) = tunn else { return context.drops.count(Drop::UnknownIndex) };
         match tunn.decapsulate(None, message.bytes, out.room()).into() {
             Outcome::Datagram(len) => {
+                self.current.look();
                 self.authenticated(context, message.path);
                 self.account(message.bytes.len());
                 self.complete_handshake(context);
@@ -351,6 +355,7 @@ impl Session {
                 (Outcome::Failed(WireGuardError::ConnectionExpired), _) => self.queue.clear(),
                 _ => {}
             }
+            self.current.look();
         }
         self.drain(context, out);
         if self.is_late_for_rekey(context.now)
@@ -429,7 +434,7 @@ impl Session {
     }
 
     fn can_send(&self, now: Instant) -> bool {
-        self.current.has_session() || self.retiring.iter().any(|old| old.sends(now))
+        self.current.live || self.retiring.iter().any(|old| old.sends(now))
     }
 }
 
@@ -452,12 +457,12 @@ impl Keys {
         });
     }
 
-    fn has_session(&self) -> bool {
-        self.tunn.as_ref().is_some_and(|tunn| tunn.time_since_last_handshake().is_some())
+    fn look(&mut self) {
+        self.live = self.tunn.as_ref().is_some_and(|tunn| tunn.time_since_last_handshake().is_some());
     }
 
     /// The `Tunn`, if it has keys to send under.
     fn established(&mut self) -> Option<&mut Tunn> {
-        self.tunn.as_deref_mut().filter(|tunn| tunn.time_since_last_handshake().is_some())
+        self.tunn.as_deref_mut().filter(|_| self.live)
     }
 }

@@ -51,13 +51,13 @@ impl Session {
     /// Starts afresh under another index, with nothing answered.
     fn retire(&mut self, fresh: u32, now: Instant) -> Option<u32> {
         self.free.extend(self.answering.take().map(|answering| answering.index));
-        self.replace_current(Keys { index: fresh, tunn: None }, true, now)
+        self.replace_current(Keys { index: fresh, tunn: None, live: false }, true, now)
     }
 
     /// Puts `next` in place of the current keys, which become the newest of the retiring ones if they were
     /// agreed on. Returns an index that is no longer used: theirs, or the oldest where too many would be kept.
     fn replace_current(&mut self, next: Keys, may_send: bool, now: Instant) -> Option<u32> {
-        let useful = self.current.has_session();
+        let useful = self.current.live;
         let former = std::mem::replace(&mut self.current, next);
         let Some(tunn) = former.tunn.filter(|_| useful) else { return Some(former.index) };
         let until = self.established.unwrap_or(now) + REJECT_AFTER_TIME;
@@ -77,7 +77,7 @@ impl Session {
         let stale = |answering: &mut Answering| now.saturating_duration_since(answering.built) >= ANSWERS;
         self.free.extend(self.answering.take_if(stale).map(|answering| answering.index));
         if self.answering.is_none() {
-            let mut keys = Keys { index: self.free.pop()?, tunn: None };
+            let mut keys = Keys { index: self.free.pop()?, tunn: None, live: false };
             keys.build(identity, &self.peer, &self.psk);
             self.answering = keys.tunn.map(|tunn| Answering { index: keys.index, tunn, built: now });
             if let (Some(answering), Some(answered)) = (&mut self.answering, &self.answered) {
@@ -92,7 +92,7 @@ impl Session {
     /// former, or have them in flight.
     pub(super) fn confirm(&mut self, now: Instant) {
         let Some(Answering { index, tunn, .. }) = self.answering.take() else { return };
-        let unused = self.replace_current(Keys { index, tunn: Some(tunn) }, false, now);
+        let unused = self.replace_current(Keys { index, tunn: Some(tunn), live: true }, false, now);
         self.free.extend(unused);
     }
 
@@ -109,7 +109,7 @@ impl Session {
     /// Whether the keys in use will soon be too old, and somebody sends under them.
     pub(super) fn is_late_for_rekey(&self, now: Instant) -> bool {
         let since = |then: Option<Instant>| then.map(|then| now.saturating_duration_since(then));
-        self.current.has_session()
+        self.current.live
             && since(self.established).is_some_and(|age| age >= REKEY_AT_LAST)
             && since(self.last_sent).is_some_and(|idle| idle < SENDS)
     }
