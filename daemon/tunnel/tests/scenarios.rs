@@ -40,6 +40,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("IPv6 may be switched off", live::without_ipv6),
     ("super-packets are used", offloads::used),
     ("offloads switched off on either side give the same bytes", offloads::switched_off),
+    ("runs of datagrams that are larger than the link", offloads::larger_than_the_link),
     ("64 MiB through a relay that loses, doubles and reorders", offloads::lossy_relay),
     ("wrong checksums are never repaired", offloads::wrong_checksums),
     ("four lanes against one of wireguard-go", lanes::four_against_go),
