@@ -4,4 +4,5 @@ pub mod link;
 pub mod mmsg;
 pub mod process;
 pub mod socket;
+pub mod steering;
 pub mod tun;

@@ -1,7 +1,7 @@
 //! TUN interfaces: creating one with several queues, its MTU, and what it does in super-packets.
 //!
 //! Kernel `Documentation/networking/tuntap.rst` and `drivers/net/tun.c`. Each queue is a descriptor of its
-//! own; the kernel spreads flows over them by hash, and keeps a flow on its queue.
+//! own; flows are spread over them, and each stays on its own ([`steering`]).
 #![expect(unsafe_code, reason = "ioctls of /dev/net/tun and of interfaces have no wrapper in nix")]
 
 use std::ffi::{CStr, c_int, c_short};
@@ -14,7 +14,7 @@ use nix::libc::IFNAMSIZ;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
-use super::link;
+use super::{link, steering};
 
 /// `struct ifreq` as the kernel reads and writes it: a name, then a union of 24 bytes, of which the
 /// requests here use the first 2 or 4. Unlike libc's it has no byte that is not initialised.
@@ -92,6 +92,11 @@ impl Queue {
         let mut queues = vec![first];
         while queues.len() < count {
             queues.push(Self { offloads, ..Self::attach(name, flags)? });
+        }
+        if let [first, _, ..] = &queues[..]
+            && let Err(error) = steering::steer(first.as_fd())
+        {
+            tracing::info!(%error, "the kernel chooses queues, and packets of a flow that it moves may change places");
         }
         Ok(queues)
     }

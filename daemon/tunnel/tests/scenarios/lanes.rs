@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use warren_testkit::traffic::iperf::Iperf;
 use warren_tunnel::uapi::PeerUpdate;
 
-use super::site::{Family, INTERFACE, Program, Site};
+use super::site::{Family, INTERFACE, ONE, Program, Site};
 
 const FOUR: Program = Program::Warren { lanes: 4 };
 const STREAMS: usize = 4;
@@ -53,14 +53,23 @@ fn run(other: Program, name: &str) -> Result<()> {
 /// Flows whose order is watched.
 const FLOWS: usize = 24;
 
-/// Sequence-numbered UDP in many flows over four lanes: each lane carries some, and none of their packets overtakes
-/// another. The other end answers now and then, from which the kernel learns which queue a flow belongs to.
+/// Sequence-numbered UDP in many flows over four lanes, none of whose packets overtakes another; the other end answers now
+/// and then, on the same lane.
 pub fn order() -> Result<()> {
+    let by_lane = in_order(&four_lanes_each()?, "4 and 4")?;
+    ensure!(by_lane.iter().all(|count| *count > 100), "not all lanes are used: {by_lane:?}");
+    // Four queues share the peer's one lane, on which all answers come.
+    let by_lane = in_order(&Site::joined(FOUR, ONE, Family::V4)?, "4 and 1")?;
+    ensure!(by_lane[1..].iter().all(|count| *count == 0), "the peer has one lane: {by_lane:?}");
+    Ok(())
+}
+
+/// Returns how many datagrams came by each lane.
+fn in_order(site: &Site, name: &str) -> Result<[u64; 4]> {
     let seconds = match std::env::var("WARREN_ORDER_SECONDS") {
         Ok(seconds) => seconds.parse().context("WARREN_ORDER_SECONDS is no number")?,
-        Err(_) => 10,
+        Err(_) => 5,
     };
-    let site = four_lanes_each()?;
     site.ping()?;
     site.right.netns.nft(
         "table inet lanes {\n\
@@ -91,24 +100,15 @@ pub fn order() -> Result<()> {
         stop.store(true, Ordering::Relaxed);
         Ok::<_, anyhow::Error>((sent?, receiving.join().expect("the receiver does not panic")?))
     })?;
-    let counters = site.right.netns.sh("nft list counters table inet lanes")?;
-    let by_lane: Vec<u64> = counters
-        .split_whitespace()
-        .skip_while(|word| *word != "packets")
-        .collect::<Vec<_>>()
-        .windows(2)
-        .filter(|pair| pair[0] == "packets")
-        .filter_map(|pair| pair[1].parse().ok())
-        .collect();
-    println!(
-        "{FLOWS} flows over 4 lanes, {seconds} s: {received} of {sent} in order; datagrams by lane {by_lane:?}"
-    );
+    let mut by_lane = [0; 4];
+    for (lane, count) in by_lane.iter_mut().enumerate() {
+        let text = site.right.netns.sh(&format!("nft list counter inet lanes l{lane}"))?;
+        let number = text.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+        *count = number.context("no counter")?.parse()?;
+    }
+    println!("lanes {name}, {FLOWS} flows, {seconds} s: {received} of {sent} in order; by lane {by_lane:?}");
     ensure!(received > sent / 2, "most were lost");
-    ensure!(
-        by_lane.len() == 4 && by_lane.iter().all(|count| *count > 100),
-        "not all lanes are used: {by_lane:?}"
-    );
-    Ok(())
+    Ok(by_lane)
 }
 
 fn four_lanes_each() -> Result<Site> {
