@@ -12,6 +12,8 @@ pub enum Drop {
     NoPeer,
     /// To a peer without a known endpoint.
     NoEndpoint,
+    /// To a peer without keys yet, for which as many packets wait as may.
+    NoKeys,
     /// There is no private key, so no peer can be talked to.
     NoPrivateKey,
     /// A datagram that is no WireGuard message, or a handshake with a wrong MAC.
@@ -40,10 +42,11 @@ pub enum Drop {
 
 impl Drop {
     /// All reasons, in the order of the counters.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotIp,
         Self::NoPeer,
         Self::NoEndpoint,
+        Self::NoKeys,
         Self::NoPrivateKey,
         Self::Invalid,
         Self::UnknownIndex,

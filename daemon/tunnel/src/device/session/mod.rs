@@ -182,7 +182,7 @@ impl Session {
             let outcome = old.tunn.encapsulate(packet, out.room()).into();
             self.emit(context, outcome, to, out);
         } else {
-            self.enqueue(packet);
+            self.enqueue(context, packet);
         }
         self.handshake(context, to, out);
     }
@@ -191,7 +191,7 @@ impl Session {
     fn send_in_order(&mut self, context: &Context<'_>, packet: &[u8], to: Path, out: &mut Datagrams) {
         self.drain(context, out);
         if !self.queue.is_empty() || !out.has_room() {
-            return self.enqueue(packet);
+            return self.enqueue(context, packet);
         }
         if let Some(tunn) = self.current.established() {
             let outcome = tunn.encapsulate(packet, out.room()).into();
@@ -199,10 +199,13 @@ impl Session {
         }
     }
 
-    fn enqueue(&mut self, packet: &[u8]) {
-        // A keepalive is not worth waiting for: what else is sent is as good.
-        if !packet.is_empty() && self.queue.len() < QUEUE {
+    fn enqueue(&mut self, context: &Context<'_>, packet: &[u8]) {
+        if packet.is_empty() {
+            // A keepalive is not worth waiting for: what else is sent is as good.
+        } else if self.queue.len() < QUEUE {
             self.queue.push_back(packet.into());
+        } else {
+            context.drops.count(Drop::NoKeys);
         }
     }
 

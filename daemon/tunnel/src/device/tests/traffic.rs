@@ -266,3 +266,12 @@ fn nothing_overtakes_what_waited_for_keys() {
     wire.carry(sent);
     assert_eq!(wire.b.delivered, packets);
 }
+
+#[test]
+fn packets_wait_for_keys_up_to_a_number() {
+    let mut wire = Wire::new();
+    let sent: Vec<_> = (0..300).flat_map(|size| wire.encrypt(Side::A, &a_to_b(size))).collect();
+    assert_eq!(wire.a.dropped(Drop::NoKeys), 300 - 256);
+    wire.carry(sent);
+    assert_eq!(wire.b.delivered.len(), 256);
+}
