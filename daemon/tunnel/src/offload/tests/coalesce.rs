@@ -174,8 +174,29 @@ fn nothing_of_a_flow_leaves_before_what_came_first() {
     let mut fragment = data[5].clone();
     fragment[6] = 0x20;
     let mut packets = data.clone();
-    packets[5] = fragment;
-    assert_eq!(counts(&packets), [5, 1, 4], "a fragment may be of any flow");
+    packets.insert(5, fragment);
+    assert_eq!(counts(&packets), [5, 1, 5], "a fragment may be of any flow");
+    // Of the same flow, and not to be coalesced.
+    let mut pure = flow(true);
+    pure.payload.clear();
+    let mut packets = data;
+    packets.insert(5, pure.build());
+    assert_eq!(counts(&packets), [5, 1, 5]);
+}
+
+#[test]
+fn batches_have_nothing_to_do_with_each_other() {
+    let mut coalescer = Coalescer::new(true, true);
+    let packets = flow(true).naive_split(100);
+    for part in packets.chunks(4) {
+        let slices: Vec<&[u8]> = part.iter().map(Vec::as_slice).collect();
+        let mut counts = Vec::new();
+        coalescer.coalesce(&slices, |_, count| {
+            counts.push(count);
+            true
+        });
+        assert_eq!(counts, [part.len()]);
+    }
 }
 
 #[test]
