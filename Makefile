@@ -10,7 +10,7 @@ ARGS ?=
 
 # program:package of what the demo calls, and of what the tests call besides.
 DEMO_TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
-TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils promtool:prometheus
+TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils ethtool:ethtool promtool:prometheus
 
 # Slow to build, so kept outside the checkout, in a folder that says which version it is.
 CARGO_DENY_VERSION := 0.20.2
