@@ -19,7 +19,7 @@ pub const API_PORT: u16 = 7443;
 /// What an operator broke is to be whole again after this time.
 pub const REPAIR: Duration = Duration::from_secs(5);
 
-/// The time between two pings of a flood.
+/// The time between two pings of a flood, [`wait::patient`].
 const BEAT: Duration = Duration::from_millis(4);
 
 /// A lab and a capture of what passes between its nodes.
@@ -161,7 +161,7 @@ pub fn no_ping(from: &Netns, to: IpAddr) -> Result<()> {
 
 /// Pings that go on, from one to each of several addresses.
 pub fn floods(directions: &[(&Netns, IpAddr)]) -> Result<Vec<Flood>> {
-    directions.iter().map(|(from, to)| Flood::start(from, *to, BEAT)).collect()
+    directions.iter().map(|(from, to)| Flood::start(from, *to, wait::patient(BEAT))).collect()
 }
 
 /// Ends floods; returns how many pings were sent and how many lost.
