@@ -2,14 +2,18 @@
 # with `--registry kubernetes` among them, a real API server is on the network, too.
 # `make test`: every test there is. `make test-kubernetes`: those against a Kubernetes API server.
 # `make test-kernel`: the scenarios with every backend under a kernel that has WireGuard; ends in a table.
+# `make bench`: WireGuard programs side by side, and whether Warren meets its targets; ARGS goes to `warren-perf bench`,
+# RUN is the folder where the run and its report are kept. perf/README.md says more.
 # `make image`: the container image, with podman, buildah or docker. `make sbom`: what the programs are made of.
 # `make lint`: format, lints, docs, dependencies. `make check`: lint and test.
 
 CARGO ?= cargo
 ARGS ?=
+RUN ?= target/bench
 
-# program:package of what the demo calls, and of what the tests call besides.
+# program:package of what the demo calls, what the benchmark calls, and what the tests call besides.
 DEMO_TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
+BENCH_TOOLS := ip:iproute2 iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
 TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils ethtool:ethtool promtool:prometheus
 
 # Slow to build, so kept outside the checkout, in a folder that says which version it is.
@@ -28,13 +32,25 @@ KUBE_APISERVER := daemon/testkit/bin/kube-apiserver.sh
 # Runs scenarios with each backend, in QEMU where this machine's kernel has no WireGuard.
 TEST_KERNEL := daemon/testkit/bin/test-kernel.sh
 
-.PHONY: demo test test-kubernetes test-kernel lint check image sbom manifest-tools tools
+.PHONY: demo bench test test-kubernetes test-kernel lint check image sbom manifest-tools tools
 
 demo: TOOLS := $(DEMO_TOOLS)
 demo: tools
 	@$(if $(findstring kubernetes,$(ARGS)),$(KUBE_APISERVER))
 	$(CARGO) build --release -p warrend -p warren-tunnel -p warren-perf
 	@$(CARGO) run --quiet --release -p warren-perf -- demo $(ARGS)
+
+# The report is made whether the targets are met or not; make fails if they are not.
+bench: TOOLS := $(BENCH_TOOLS)
+bench: tools
+	$(CARGO) build --release -p warren-tunnel -p warren-perf
+	@mkdir -p $(RUN)
+	@programs=$$(CARGO='$(CARGO)' perf/bin/programs.sh) || exit 1; \
+	PATH="$$programs:$$PATH" $(CARGO) run --quiet --release -p warren-perf -- \
+		bench --check --json $(RUN)/run.json $(ARGS); \
+	met=$$?; \
+	[ ! -e $(RUN)/run.json ] || $(CARGO) run --quiet --release -p warren-perf -- report $(RUN)/run.json || exit 1; \
+	exit $$met
 
 # The scenarios start the programs, so these are built first. Each scenario binary enters namespaces of its
 # own, as root or in a user namespace; where it may not, it fails and says what it lacks.

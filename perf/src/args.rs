@@ -4,7 +4,7 @@ use clap::{Args as Group, Parser, Subcommand, ValueEnum};
 
 use crate::lanes::Flow;
 
-/// Warren's lab: see the mesh work, on this one machine, without a cluster.
+/// Warren's lab: see the mesh work, and measure it.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {
@@ -24,6 +24,16 @@ pub enum Command {
     ///
     /// To be run on a node, in its network namespace. Changes nothing.
     Lanes(Lanes),
+    /// Measure WireGuard programs side by side on this machine, in namespaces, and judge Warren by its targets.
+    ///
+    /// As root, or without root in a user namespace of its own. Leaves nothing behind, however it ends.
+    Bench(crate::bench::Options),
+    /// Make tables and plots of runs that `bench` or `client` kept.
+    Report(crate::report::Options),
+    /// Receive what `client` sends from another machine, until interrupted.
+    Server(crate::pair::ServerOptions),
+    /// Measure the path to another machine, where `server` runs.
+    Client(crate::pair::ClientOptions),
 }
 
 /// Options of `lanes`.

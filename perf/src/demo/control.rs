@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use warren_testkit::capture::Capture;
 use warren_testkit::lab::Lab;
 
-use super::progress::Progress;
 use super::traffic;
+use crate::progress::Progress;
 
 /// Has one pod of each node ping one of the next, without Warren: all must be answered, and the sniffer must
 /// read every one of them.

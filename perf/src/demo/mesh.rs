@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use warren_testkit::lab::{Lab, Node, WarrendOptions};
 use warren_testkit::wait;
 
-use super::progress::Progress;
+use crate::progress::Progress;
 
 /// How long the mesh may take to come up. A few seconds suffice on two cores, also for many nodes.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -13,7 +13,6 @@ mod control;
 mod interrupt;
 mod keep;
 mod mesh;
-mod progress;
 mod traffic;
 mod verdict;
 
@@ -24,7 +23,7 @@ use warren_testkit::lab::{self, Lab, Plan};
 use warren_testkit::{isolate, tools};
 
 use crate::args;
-use progress::Progress;
+use crate::progress::Progress;
 
 /// Runs the demo to its closing line.
 pub fn main(options: &args::Demo) -> ExitCode {

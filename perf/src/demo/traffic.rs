@@ -9,7 +9,7 @@ use warren_testkit::lab::{Lab, Node, Pod};
 use warren_testkit::traffic::iperf::{self, Throughput};
 use warren_testkit::traffic::ping::Ping;
 
-use super::progress::Progress;
+use crate::progress::Progress;
 
 /// So many pings run at the same time. They mostly wait; more would make two cores fork all the time.
 const PARALLEL: usize = 24;

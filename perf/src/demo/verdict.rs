@@ -7,8 +7,8 @@ use warren_testkit::capture::Capture;
 use warren_testkit::lab::Lab;
 use warren_testkit::traffic::iperf::Throughput;
 
-use super::progress::Progress;
 use super::traffic::{Link, Pings};
+use crate::progress::Progress;
 
 /// Prints the table and returns the closing line, or why the demo has failed.
 pub fn judge(

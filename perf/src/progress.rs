@@ -1,4 +1,4 @@
-//! What the demo is doing, one line for each step.
+//! What the program is doing, one line for each step.
 
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
