@@ -17,6 +17,11 @@ const FIRST: f64 = 4_000.0;
 /// Halvings of the ratio between a rate that passes and one that does not: from a factor of 2 to one of 1.02.
 const HALVINGS: u32 = 5;
 
+/// A failure may have been the machine's after all: so many times more than was found is tried, too, and if it passes
+/// the search starts again from there, so often.
+const DOUBT: f64 = 1.25;
+const STARTS: u32 = 4;
+
 /// So often a rate is tried before it has failed.
 const TRIES: u32 = 3;
 
@@ -36,25 +41,53 @@ pub fn highest(
     mut short: impl FnMut(f64) -> Result<Trial>,
     mut long: impl FnMut(f64) -> Result<Trial>,
 ) -> Result<Trial> {
-    let (mut passed, mut failed) = (FIRST, None);
-    while failed.is_none() {
-        let rate = passed * 2.0;
-        match attempt(&mut short, rate)? {
-            Attempt::Passed => passed = rate,
-            Attempt::Failed => failed = Some(rate),
+    let mut passed = FIRST;
+    for _ in 0..STARTS {
+        let (bearable, failed) = match double(&mut short, passed)? {
+            Doubled::Between(bearable, failed) => (bearable, failed),
             // No higher one can be offered.
-            Attempt::Limit(sent) => return confirm(&mut long, sent.max(passed)),
+            Doubled::Limit(sent) => return confirm(&mut long, sent),
+        };
+        passed = halve(&mut short, bearable, failed)?;
+        let doubt = passed * DOUBT;
+        match attempt(&mut short, doubt)? {
+            Attempt::Passed => passed = doubt,
+            Attempt::Failed | Attempt::Limit(_) => break,
         }
     }
-    let mut failed = failed.expect("the loop has ended");
+    confirm(&mut long, passed)
+}
+
+/// What doubling a rate comes to.
+enum Doubled {
+    /// The first passed, the second did not.
+    Between(f64, f64),
+    /// All passed that could be sent: so many per second at last.
+    Limit(f64),
+}
+
+fn double(short: &mut impl FnMut(f64) -> Result<Trial>, from: f64) -> Result<Doubled> {
+    let mut passed = from;
+    loop {
+        let rate = passed * 2.0;
+        match attempt(short, rate)? {
+            Attempt::Passed => passed = rate,
+            Attempt::Failed => return Ok(Doubled::Between(passed, rate)),
+            Attempt::Limit(sent) => return Ok(Doubled::Limit(sent.max(passed))),
+        }
+    }
+}
+
+/// Narrows the gap between a rate that passed and one that failed, and returns one that passed.
+fn halve(short: &mut impl FnMut(f64) -> Result<Trial>, mut passed: f64, mut failed: f64) -> Result<f64> {
     for _ in 0..HALVINGS {
         let rate = (passed * failed).sqrt();
-        match attempt(&mut short, rate)? {
+        match attempt(short, rate)? {
             Attempt::Passed => passed = rate,
             Attempt::Failed | Attempt::Limit(_) => failed = rate,
         }
     }
-    confirm(&mut long, passed)
+    Ok(passed)
 }
 
 enum Attempt {
@@ -130,6 +163,19 @@ mod tests {
     fn a_path_that_carries_nothing_is_an_error() {
         let error = highest(path(0.0, 1e9), path(0.0, 1e9)).unwrap_err().to_string();
         assert!(error.contains("lost less than 0.1 %"), "{error}");
+    }
+
+    #[test]
+    fn an_early_failure_is_doubted() {
+        let mut tries = 0;
+        let short = |rate: f64| {
+            tries += 1;
+            // The machine was busy when 16,000 were tried for the first time.
+            let capacity = if (2..5).contains(&tries) { 0.0 } else { 200_000.0 };
+            path(capacity, 1e9)(rate)
+        };
+        let found = highest(short, path(200_000.0, 1e9)).unwrap().rate();
+        assert!((0.97 * 200_000.0..=200_000.0).contains(&found), "{found}");
     }
 
     #[test]
