@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use warren_tunnel::device::{Clock, Datagrams, Device, HANDSHAKES_PER_SECOND, PADDING, Packets};
+use warren_tunnel::offload::Segments;
 use warren_tunnel::uapi::{AllowedIpChange, DeviceUpdate, PeerUpdate};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
@@ -62,7 +63,7 @@ impl Joined {
         let lane = self.left.lane(0, self.clock);
         for _ in 0..BATCH {
             write_packet(&mut self.packet, bytes, Ipv4Addr::new(10, 9, 0, 2));
-            lane.packet(&mut self.packet, bytes, &mut self.datagrams);
+            lane.packets(&mut single(&mut self.packet, bytes), &mut self.datagrams);
         }
         assert_eq!(self.datagrams.len(), BATCH);
     }
@@ -83,7 +84,7 @@ impl Joined {
         for number in 0..BATCH as u32 {
             let nobody = Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 127, 255, 0)) + number);
             write_packet(&mut self.packet, 64, nobody);
-            lane.packet(&mut self.packet, 64, &mut self.datagrams);
+            lane.packets(&mut single(&mut self.packet, 64), &mut self.datagrams);
         }
     }
 
@@ -91,7 +92,7 @@ impl Joined {
         // The first packet waits for the handshake: initiation, response, then itself.
         let lane = self.left.lane(0, self.clock);
         write_packet(&mut self.packet, 64, Ipv4Addr::new(10, 9, 0, 2));
-        lane.packet(&mut self.packet, 64, &mut self.datagrams);
+        lane.packets(&mut single(&mut self.packet, 64), &mut self.datagrams);
         drop(lane);
         let [left, right] = [&self.left, &self.right].map(|device| device.lane(0, self.clock));
         for (datagram, _) in self.datagrams.iter() {
@@ -111,7 +112,7 @@ impl Joined {
 }
 
 fn device(own: &StaticSecret, other: &StaticSecret, at: SocketAddr, net: &str, now: Instant) -> Device {
-    let device = Device::new(MTU, HANDSHAKES_PER_SECOND, now);
+    let device = Device::new(MTU, 1, HANDSHAKES_PER_SECOND, now);
     let mut peer = PeerUpdate::new(PublicKey::from(other).to_bytes());
     peer.endpoint = Some(at);
     peer.allowed_ips = vec![AllowedIpChange::add(net.parse().expect("a network"))];
@@ -134,6 +135,11 @@ fn others(prefixes: u32) -> DeviceUpdate {
         update
     });
     DeviceUpdate { peers: peers.collect(), ..DeviceUpdate::default() }
+}
+
+/// A packet that the TUN gave as it is.
+fn single(packet: &mut [u8], bytes: usize) -> Segments<'_> {
+    Segments::single(packet, bytes).expect("it is not empty and leaves room for padding")
 }
 
 /// An IPv4 header (RFC 791) with the addresses, and zeros. Encryption reads no more of it; decryption the lengths.
