@@ -26,6 +26,9 @@ const TELLING_FLAGS: [&str; 14] = [
     "sve",
 ];
 
+/// The load of a machine on which nobody works.
+const QUIET: f64 = 0.5;
+
 /// A machine and the programs around the measured ones. What could not be found out is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -48,7 +51,7 @@ pub struct Machine {
     pub commit: String,
     /// Versions of iperf3 and wg.
     pub tools: Vec<String>,
-    /// Processes that wanted a CPU when the run began (one-minute load average): above 0.2 others measured, too.
+    /// Processes that wanted a CPU when the run began (one-minute load average).
     pub load: String,
 }
 
@@ -69,7 +72,7 @@ impl Machine {
             memory_mib: field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemTotal")
                 .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok())
                 .map_or(0, |kib| kib / 1024),
-            kernel: first_line(Command::new("uname").args(["-r", "-m"])),
+            kernel: format!("{} {}", kernel_release(), std::env::consts::ARCH),
             system: os_release(),
             hypervisor: fs::read_to_string("/sys/hypervisor/type")
                 .ok()
@@ -93,13 +96,19 @@ impl Machine {
         }
     }
 
+    /// A word on others who were working when the run began.
+    fn disturbance(&self) -> &'static str {
+        let quiet = self.load.parse::<f64>().is_ok_and(|load| load <= QUIET);
+        if quiet { "" } else { ": NOT QUIET, so these figures say little about any other day" }
+    }
+
     /// In lines for people.
     pub fn lines(&self) -> Vec<String> {
         let Self { cpu, cores, flags, memory_mib, kernel, system, hypervisor, commit, tools, load } = self;
         let under = if hypervisor.is_empty() { "" } else { ", under a hypervisor" };
         vec![
             format!("{cores} cores of {cpu}{under}, {memory_mib} MiB ({})", flags.join(" ")),
-            format!("Linux {kernel}, {system}, load {load} at the start"),
+            format!("Linux {kernel}, {system}, load {load} at the start{}", self.disturbance()),
             format!("Warren {commit}, {}", tools.join(", ")),
         ]
     }
@@ -135,6 +144,12 @@ fn field(text: &str, name: &str) -> Option<String> {
     text.lines().find_map(of_it)
 }
 
+/// As `uname -r` has it.
+pub fn kernel_release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned())
+}
+
 fn os_release() -> String {
     let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
@@ -163,6 +178,12 @@ mod tests {
         let stat = "cpu  100 10 50 9999 888 3 7 777 5 5\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
         assert_eq!(busy_ticks(stat), Some(160));
         assert!(busy_seconds().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn a_busy_machine_says_so() {
+        let lines = |load: &str| Machine { load: load.into(), ..Machine::default() }.lines().concat();
+        assert!(lines("4.12").contains("NOT QUIET") && !lines("0.10").contains("NOT QUIET"));
     }
 
     #[test]

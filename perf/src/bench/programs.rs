@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use warren_testkit::netns::Netns;
 use warren_testkit::{lab, process, tools, wait};
 
-use crate::machine::first_line;
+use crate::machine::{first_line, kernel_release};
 
 /// The interface of every program on both ends.
 pub const INTERFACE: &str = "wg0";
@@ -97,7 +97,7 @@ impl Program {
     /// What it says it is.
     pub fn version(self, path: &Path) -> String {
         match self {
-            Self::Kernel => format!("Linux {}", first_line(Command::new("uname").arg("-r"))),
+            Self::Kernel => format!("Linux {}", kernel_release()),
             Self::Plain => "the link without a tunnel".into(),
             _ => first_line(Command::new(path).arg("--version")),
         }

@@ -181,8 +181,10 @@ fn common_sysctls(netns: &Netns) -> Result<()> {
 fn plug(machine: &Netns, underlay: &Netns, port: &str, ips: &[IpAddr], plan: &Plan) -> Result<()> {
     common_sysctls(machine)?;
     let mtu = plan.mtu;
+    // What a machine sends is segmented before it leaves, as on a wire: the capture counts and measures frames.
     let mut batch = format!(
-        "link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {}\nlink set eth0 up\n",
+        "link add eth0 mtu {mtu} type veth peer name {port} mtu {mtu} netns {}\n\
+         link set eth0 gso_max_segs 1 up\n",
         underlay.name()
     );
     for (ip, cidr) in ips.iter().zip(plan.node_cidrs()) {
