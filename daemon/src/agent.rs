@@ -41,11 +41,10 @@ const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::fro
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
 
 /// How often to look without being told of a change, where `--resync` does not say. With thousands of nodes a look
-/// takes a tenth of a second: for each bit beyond the second figure, the daemon rests so many times as long, up to the
-/// last one, and all looks cost about two thousandths of a core. While something fails it is in more of a hurry.
+/// takes a tenth of a second: the daemon rests so many times as long as it took, between the first figure and the last,
+/// so that all looks cost about two thousandths of a core. While something fails it is in more of a hurry.
 const RESYNC: Duration = Duration::from_secs(5);
-const CHEAP: Duration = Duration::from_millis(50);
-const IDLE: u32 = 1200;
+const IDLE: u32 = 600;
 const LONGEST: Duration = Duration::from_secs(60);
 const BUSY: u32 = 4;
 
@@ -147,7 +146,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         let wait = if failed {
             retry.max((took * BUSY).min(RETRY.1))
         } else {
-            resync.unwrap_or_else(|| (took.saturating_sub(CHEAP) * IDLE).clamp(RESYNC, LONGEST))
+            resync.unwrap_or_else(|| (took * IDLE).clamp(RESYNC, LONGEST))
         };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 

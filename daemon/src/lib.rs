@@ -26,6 +26,7 @@ pub mod kernel;
 pub mod keystore;
 pub mod logs;
 pub mod marks;
+pub mod memory;
 pub mod metrics;
 pub mod netlink;
 pub mod paths;

@@ -3,12 +3,13 @@
 use anyhow::Context as _;
 use clap::Parser as _;
 use warrend::args::{Args, Command};
-use warrend::{agent, hardening, logs};
+use warrend::{agent, hardening, logs, memory};
 
 fn main() -> anyhow::Result<()> {
     let Args { log, shares, command, run } = Args::parse();
     logs::init(&log)?;
     hardening::forbid_core_dumps()?;
+    memory::share_heaps();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
