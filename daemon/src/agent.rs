@@ -92,10 +92,8 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     let program = (!external_tunnel).then_some(program);
     let changed = Arc::new(Notify::new());
     watch(&changed)?;
-    let hands = Hands::new(program, names::interface(EPOCH, 0), numbers)?;
+    let hands = Hands::new(program, numbers)?;
     let Carrier { backend, fallback } = choose(backend, &hands);
-    // Several in userspace take a tunnel that has them.
-    let lanes = if backend == Backend::Kernel { lanes } else { 1 };
     if lanes > 1
         && let Err(error) = kernel::spread_by_ports()
     {
@@ -189,7 +187,7 @@ fn watch(changed: &Arc<Notify>) -> anyhow::Result<()> {
 /// Takes everything of Warren's off this node, in the order that keeps traffic safe to the end.
 pub async fn teardown(shares: Shares) -> anyhow::Result<()> {
     let program = Some(Userspace::default_program());
-    let hands = Hands::new(program, names::interface(EPOCH, 0), shares.numbers())?;
+    let hands = Hands::new(program, shares.numbers())?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let seen = hands.look().await?;
@@ -364,17 +362,24 @@ impl Agent {
     /// Kills a tunnel that has not answered for many looks in a row: it is stopped or stuck, and the peers'
     /// packets end there. A new one is started as after any other death.
     fn end_silence(&mut self, seen: &Seen) {
-        let silent = seen.devices.values().any(Result::is_err);
-        self.silent_looks = if silent { self.silent_looks + 1 } else { 0 };
-        if self.silent_looks == SILENT_LOOKS {
-            match self.hands.kill_tunnel() {
-                Ok(None) => {
-                    tracing::error!("the tunnel does not answer any more; whoever runs it should restart it")
+        let silent: Vec<_> =
+            seen.devices.iter().filter(|(_, device)| device.is_err()).map(|(name, _)| name).collect();
+        self.silent_looks = if silent.is_empty() { 0 } else { self.silent_looks + 1 };
+        if self.silent_looks < SILENT_LOOKS {
+            return;
+        }
+        self.silent_looks = 0;
+        for interface in silent {
+            match self.hands.kill_tunnel(interface) {
+                Ok(None) => tracing::error!(
+                    %interface,
+                    "the tunnel does not answer any more; whoever runs it should restart it"
+                ),
+                Ok(Some(pid)) => {
+                    tracing::error!(%interface, pid, "the tunnel did not answer any more and was killed")
                 }
-                Ok(Some(pid)) => tracing::error!(pid, "the tunnel did not answer any more and was killed"),
-                Err(error) => tracing::error!("the silent tunnel cannot be killed: {error:#}"),
+                Err(error) => tracing::error!("the silent tunnel {interface} cannot be killed: {error:#}"),
             }
-            self.silent_looks = 0;
         }
     }
 

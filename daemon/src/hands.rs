@@ -118,11 +118,11 @@ impl Seen {
 }
 
 impl Hands {
-    /// Adapters for the network namespace of the current thread; `program` starts the userspace tunnel, whose
-    /// interface is `interface`, unless somebody else does.
-    pub fn new(program: Option<PathBuf>, interface: String, numbers: Numbers) -> anyhow::Result<Self> {
+    /// Adapters for the network namespace of the current thread; `program` starts tunnels in userspace, unless
+    /// somebody else does.
+    pub fn new(program: Option<PathBuf>, numbers: Numbers) -> anyhow::Result<Self> {
         let (kernel, wireguard) = (Kernel::open(numbers)?, Wireguard::open()?);
-        Ok(Self { kernel, wireguard, userspace: Userspace::new(program, interface), numbers })
+        Ok(Self { kernel, wireguard, userspace: Userspace::new(program), numbers })
     }
 
     /// Whether the kernel has WireGuard, and lets this program use it.
@@ -140,9 +140,9 @@ impl Hands {
         let (view, found, userspace) =
             tokio::join!(self.kernel.view(), guard::find(&self.numbers), self.userspace.observe());
         let view = view?;
-        let mut devices = BTreeMap::new();
-        let userspace = userspace.map_err(anyhow::Error::from).transpose();
-        devices.extend(userspace.map(|device| (Arc::from(self.userspace.interface()), device)));
+        let userspace = userspace.context("the tunnels' sockets cannot be listed")?;
+        let mut devices: BTreeMap<_, _> =
+            userspace.into_iter().map(|(name, device)| (name, device.map_err(Into::into))).collect();
         // Where the kernel has the interface, a socket of its name is what a dead process left behind.
         for interface in
             view.links.iter().filter(|(_, link)| link.backend == Backend::Kernel).map(|(name, _)| name)
@@ -208,17 +208,17 @@ impl Hands {
         match backend {
             Backend::Kernel => {
                 // Nobody is to make one of the same name.
-                self.userspace.stop().await.context("the tunnel cannot be stopped")?;
+                self.userspace.stop(interface).await.context("the tunnel cannot be stopped")?;
                 Ok(self.wireguard.create(interface)?)
             }
-            Backend::Userspace => Ok(self.userspace.start().await?),
+            Backend::Userspace => Ok(self.userspace.start(interface).await?),
         }
     }
 
     async fn stop(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {
         match backend {
             Backend::Kernel => Ok(self.wireguard.remove(interface)?),
-            Backend::Userspace => self.userspace.stop().await.context("the tunnel cannot be stopped"),
+            Backend::Userspace => self.userspace.stop(interface).await.context("the tunnel cannot be stopped"),
         }
     }
 
@@ -231,12 +231,12 @@ impl Hands {
     ) -> anyhow::Result<()> {
         match backend {
             Backend::Kernel => Ok(self.wireguard.configure(interface, change, identity)?),
-            Backend::Userspace => Ok(self.userspace.configure(change, identity).await?),
+            Backend::Userspace => Ok(self.userspace.configure(interface, change, identity).await?),
         }
     }
 
-    /// Kills the process behind the tunnel's socket, unless somebody else looks after it; returns its pid.
-    pub fn kill_tunnel(&self) -> anyhow::Result<Option<i32>> {
-        Ok(self.userspace.kill()?)
+    /// Kills the process behind an interface's socket, unless somebody else looks after it; returns its pid.
+    pub fn kill_tunnel(&self, interface: &str) -> anyhow::Result<Option<i32>> {
+        Ok(self.userspace.kill(interface)?)
     }
 }

@@ -1,20 +1,24 @@
-//! The backend `userspace`: the program `warren-tunnel`, a process of its own that outlives this daemon.
+//! The backend `userspace`: the program `warren-tunnel`, processes of their own that outlive this daemon.
 //!
-//! Started when its interface or its socket is missing; configured and read over its socket with the
+//! Started when an interface or its socket is missing; configured and read over its socket with the
 //! standard cross-platform protocol (<https://www.wireguard.com/xplatform/>).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::unistd::Pid;
 use tokio::process::Command;
-use warren_api::PublicKey;
+use warren_api::{PublicKey, names};
 use warren_core::{DeviceChange, ObservedDevice, ObservedPeer, PeerChange};
 use warren_tunnel::uapi::{self, AllowedIpChange, DeviceState, DeviceUpdate, PeerUpdate, client};
 
@@ -28,7 +32,7 @@ const ANSWER: Duration = Duration::from_millis(500);
 /// How long it may take to change: as long, and once for each peer whose session it sets up anew.
 const CHANGE: Duration = Duration::from_secs(5);
 
-/// How long somebody else may take to do so before that is said; it is asked again.
+/// How long somebody else may take to do so before that is said; it is asked again, without a wait until it answers.
 const DEMAND: Duration = Duration::from_secs(1);
 
 /// How long it may take to end. It takes milliseconds.
@@ -37,11 +41,12 @@ const STOP: Duration = Duration::from_secs(1);
 /// How long it may take to create its interface.
 const START: Duration = Duration::from_secs(10);
 
-/// Drives one `warren-tunnel`.
+/// Drives the tunnels of `warren-tunnel`, one to an interface.
 pub struct Userspace {
     /// `None` where somebody else starts it.
     program: Option<PathBuf>,
-    interface: String,
+    /// That somebody was called, and did not come. With many lanes, to wait for each would hold up all the rest.
+    missing: AtomicBool,
 }
 
 /// Why the tunnel could not be driven.
@@ -96,9 +101,9 @@ pub enum TunnelError {
 }
 
 impl Userspace {
-    /// The tunnel of one interface; `program` starts it, unless somebody else does.
-    pub fn new(program: Option<PathBuf>, interface: String) -> Self {
-        Self { program, interface }
+    /// All tunnels of this node; `program` starts them, unless somebody else does.
+    pub fn new(program: Option<PathBuf>) -> Self {
+        Self { program, missing: AtomicBool::new(false) }
     }
 
     /// The `warren-tunnel` beside this program.
@@ -108,18 +113,13 @@ impl Userspace {
         own.as_deref().and_then(Path::parent).map_or_else(|| name.into(), |directory| directory.join(name))
     }
 
-    /// The tunnel's interface.
-    pub fn interface(&self) -> &str {
-        &self.interface
-    }
-
     /// Creates interface and device. Returns when both are there: the program goes into the background by
     /// itself then, and is nobody's child any more.
-    pub async fn start(&self) -> Result<(), TunnelError> {
-        let Some(program) = &self.program else { return self.demand().await };
+    pub async fn start(&self, interface: &str) -> Result<(), TunnelError> {
+        let Some(program) = &self.program else { return self.demand(interface).await };
         let run = |source| TunnelError::Run { program: program.clone(), source };
         let output = Command::new(program)
-            .arg(&self.interface)
+            .arg(interface)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -127,7 +127,7 @@ impl Userspace {
             .output();
         let failed = |message: String| TunnelError::Start {
             program: program.clone(),
-            interface: self.interface.clone(),
+            interface: interface.to_owned(),
             message,
         };
         match tokio::time::timeout(START, output).await {
@@ -142,24 +142,26 @@ impl Userspace {
     }
 
     /// Has somebody else's `warren-tunnel --on-demand` create interface and device.
-    async fn demand(&self) -> Result<(), TunnelError> {
-        let wanted = uapi::wanted_path(&self.interface);
+    async fn demand(&self, interface: &str) -> Result<(), TunnelError> {
+        let wanted = uapi::wanted_path(interface);
         File::create(&wanted).map_err(|source| TunnelError::Demand { file: wanted, source })?;
         let served = async {
-            while !matches!(self.observe().await, Ok(Some(_))) {
+            while !matches!(observe(interface).await, Ok(Some(_))) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let socket = || uapi::socket_path(&self.interface);
-        tokio::time::timeout(DEMAND, served).await.map_err(|_| TunnelError::External { socket: socket() })
+        let wait = if self.missing.load(Ordering::Relaxed) { Duration::ZERO } else { DEMAND };
+        let missing = tokio::time::timeout(wait, served).await.is_err();
+        self.missing.store(missing, Ordering::Relaxed);
+        if missing { Err(TunnelError::External { socket: uapi::socket_path(interface) }) } else { Ok(()) }
     }
 
     /// Ends the device, if there is one: without its socket it removes its interface and exits, or waits until it is
     /// wanted again. Returns when name and port are free, or when that takes too long: then whoever wants them next
     /// is told.
-    pub async fn stop(&self) -> io::Result<()> {
+    pub async fn stop(&self, interface: &str) -> io::Result<()> {
         let mut served = false;
-        for file in [uapi::wanted_path(&self.interface), uapi::socket_path(&self.interface)] {
+        for file in [uapi::wanted_path(interface), uapi::socket_path(interface)] {
             match std::fs::remove_file(file) {
                 Ok(()) => served = true,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -167,7 +169,7 @@ impl Userspace {
             }
         }
         let gone = async {
-            while served && nix::net::if_::if_nametoindex(self.interface.as_str()).is_ok() {
+            while served && nix::net::if_::if_nametoindex(interface).is_ok() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
@@ -175,13 +177,13 @@ impl Userspace {
         Ok(())
     }
 
-    /// Kills the process that made the socket, as the kernel knows it (SO_PEERCRED, unix(7)); returns its pid.
+    /// Kills the process that made an interface's socket, as the kernel knows it (SO_PEERCRED, unix(7)); returns its pid.
     /// What somebody else looks after is not killed: in another container it has no pid here.
-    pub fn kill(&self) -> io::Result<Option<i32>> {
+    pub fn kill(&self, interface: &str) -> io::Result<Option<i32>> {
         if self.program.is_none() {
             return Ok(None);
         }
-        let address = UnixAddr::new(&uapi::socket_path(&self.interface))?;
+        let address = UnixAddr::new(&uapi::socket_path(interface))?;
         // Without blocking: a stopped process accepts nobody.
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -191,28 +193,49 @@ impl Userspace {
         Ok(Some(pid))
     }
 
-    /// Reads the device back; `None` if nobody serves it.
-    pub async fn observe(&self) -> Result<Option<ObservedDevice>, TunnelError> {
-        let socket = uapi::socket_path(&self.interface);
-        let path = socket.clone();
-        // The client blocks for as long as the tunnel thinks, which must not stop the probes.
-        let result = blocking(move || client::get(&path, ANSWER)).await;
-        match result {
-            Ok(state) => Ok(Some(observed(&state))),
-            Err(error) if nobody_there(&error) => Ok(None),
-            Err(source) => Err(TunnelError::Socket { socket, source }),
+    /// Reads all devices back that somebody serves.
+    pub async fn observe(&self) -> io::Result<BTreeMap<Arc<str>, Result<ObservedDevice, TunnelError>>> {
+        let mut interfaces = uapi::with_socket()?;
+        interfaces.retain(|interface| names::is_tunnel(interface));
+        // Side by side: one that hangs must not keep the others waiting.
+        let devices = interfaces.into_iter().map(|interface| async move {
+            let device = observe(&interface).await.transpose();
+            device.map(|device| (Arc::from(interface), device))
+        });
+        let devices: BTreeMap<_, _> = join_all(devices).await.into_iter().flatten().collect();
+        if !devices.is_empty() {
+            self.missing.store(false, Ordering::Relaxed);
         }
+        Ok(devices)
     }
 
     /// Applies one change as one transaction.
-    pub async fn configure(&self, change: &DeviceChange, identity: &Identity) -> Result<(), TunnelError> {
-        let socket = uapi::socket_path(&self.interface);
+    pub async fn configure(
+        &self,
+        interface: &str,
+        change: &DeviceChange,
+        identity: &Identity,
+    ) -> Result<(), TunnelError> {
+        let socket = uapi::socket_path(interface);
         let (path, update) = (socket.clone(), update(change, identity));
         let result = blocking(move || client::set(&path, &update, CHANGE)).await;
         result.map_err(|source| match change.listen_port {
             Some(port) if is_refused_with(&source, nix::libc::EADDRINUSE) => TunnelError::PortTaken { port },
             _ => TunnelError::Socket { socket, source },
         })
+    }
+}
+
+/// Reads one device back; `None` if nobody serves it.
+async fn observe(interface: &str) -> Result<Option<ObservedDevice>, TunnelError> {
+    let socket = uapi::socket_path(interface);
+    let path = socket.clone();
+    // The client blocks for as long as the tunnel thinks, which must not stop the probes.
+    let result = blocking(move || client::get(&path, ANSWER)).await;
+    match result {
+        Ok(state) => Ok(Some(observed(&state))),
+        Err(error) if nobody_there(&error) => Ok(None),
+        Err(source) => Err(TunnelError::Socket { socket, source }),
     }
 }
 

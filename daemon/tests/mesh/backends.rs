@@ -1,11 +1,12 @@
 //! What carries a node's tunnels is chosen, changed, and may be in somebody's way.
 
+use std::net::UdpSocket;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use warren_api::Backend;
-use warren_testkit::lab::{WarrendOptions, needs_kernel_wireguard};
-use warren_testkit::wait;
+use warren_api::{Backend, names};
+use warren_testkit::lab::{Node, Rights, WarrendOptions, needs_kernel_wireguard};
+use warren_testkit::{scenario, wait};
 
 use crate::common::{in_lab, no_talk, talk, two_nodes};
 
@@ -101,4 +102,72 @@ pub fn name_taken() -> Result<()> {
         mesh.sealed()?;
         Ok(())
     })
+}
+
+/// Somebody else listens where the tunnel should.
+pub fn port_taken() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        let other = node.netns.run(|| UdpSocket::bind(("0.0.0.0", names::LISTEN_PORT)))??;
+        mesh.lab.start_all(&WarrendOptions::default())?;
+        await_problem(node, "UDP port 51820 is taken")?;
+        no_talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        mesh.silent()?;
+        drop(other);
+        mesh.await_up()?;
+        talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        mesh.sealed()?;
+        Ok(())
+    })
+}
+
+/// A container without the capability. Nothing can be done for the node's traffic, so it must at least be told.
+pub fn no_right() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        let before = state(node)?;
+        node.start_warrend(&WarrendOptions { rights: Rights::None, ..WarrendOptions::default() })?;
+        await_problem(node, "NET_ADMIN")?;
+        ensure!(state(node)? == before, "the node is not as it was: {}", state(node)?);
+        ensure!(node.warrend_pid().is_some(), "warrend has ended");
+        Ok(())
+    })
+}
+
+/// What `auto` falls back from, `kernel` insists on.
+pub fn no_module() -> Result<()> {
+    if needs_kernel_wireguard().is_ok() {
+        return Err(scenario::not_run("this kernel has WireGuard"));
+    }
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        mesh.node(2).start_warrend(&WarrendOptions::default())?;
+        node.start_warrend(&WarrendOptions { backend: Some("kernel"), ..WarrendOptions::default() })?;
+        await_problem(node, "modprobe wireguard")?;
+        no_talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        mesh.silent()?;
+        node.stop_warrend()?;
+        node.start_warrend(&WarrendOptions::default())?;
+        mesh.await_up()?;
+        talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        mesh.sealed()?;
+        Ok(())
+    })
+}
+
+/// Waits until a node is not ready for this reason, and lives nevertheless.
+fn await_problem(node: &Node, problem: &str) -> Result<()> {
+    wait::until("the report", Duration::from_secs(10), || {
+        let (code, said) = node.http("/readyz")?;
+        ensure!(code == 503 && said.contains(problem), "{code}: {said}");
+        Ok(())
+    })?;
+    let (code, said) = node.http("/livez")?;
+    ensure!(code == 200, "{code}: {said}");
+    Ok(())
+}
+
+/// All that Warren might have changed.
+fn state(node: &Node) -> Result<String> {
+    node.netns.sh("ip -brief link; ip rule; ip -6 rule; ip route show table all; nft list ruleset")
 }

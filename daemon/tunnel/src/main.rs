@@ -23,12 +23,12 @@ struct Args {
     /// Stay in the foreground, and log to standard error
     #[arg(short, long)]
     foreground: bool,
-    /// Create the interface only while the file IFNAME.wanted is beside its socket, and wait otherwise; always in the
-    /// foreground
+    /// Serve each interface whose name begins with IFNAME, but only while the file NAME.wanted is beside its socket;
+    /// always in the foreground
     #[arg(long)]
     on_demand: bool,
     /// Ask the program that serves the interface whether it answers, and do nothing else: a liveness probe. With
-    /// --on-demand it is well, too, if nobody wants the interface
+    /// --on-demand, all interfaces are asked for that somebody wants
     #[arg(long, conflicts_with = "lanes")]
     probe: bool,
     /// Threads, each with a queue of the interface and a UDP port of its own (the listen port and those
@@ -39,7 +39,7 @@ struct Args {
     /// logged unless this is given; wireguard-go's "verbose" and "silent" are understood
     #[arg(long, env = "LOG_LEVEL", value_name = "FILTER")]
     log: Option<String>,
-    /// The name of the interface to create
+    /// The name of the interface to create; with --on-demand, how the names begin
     #[arg(value_name = "IFNAME")]
     interface: String,
 }
@@ -56,7 +56,8 @@ fn main() -> ExitCode {
 
 fn run(Args { foreground, on_demand, probe, lanes, log, interface }: Args) -> Result<()> {
     if probe {
-        return if on_demand && !demand::is_wanted(&interface) { Ok(()) } else { self::probe(&interface) };
+        let interfaces = if on_demand { demand::wanted(&interface)? } else { [interface].into() };
+        return interfaces.iter().try_for_each(|interface| self::probe(interface));
     }
     // Keys are in memory from now on: no core dumps, no ptrace by others than root.
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;

@@ -103,12 +103,12 @@ fn probes_stay_on_the_node() {
             assert_eq!(warrend[probe]["httpGet"], wanted, "{variant}: {probe}");
         }
         let tunnel = container(&objects, "warren-tunnel");
-        let interface = names::interface(0, 0);
+        let interfaces = names::INTERFACE_PREFIX;
         for probe in ["startupProbe", "livenessProbe"] {
-            let command = json!(["warren-tunnel", "--on-demand", "--probe", interface]);
+            let command = json!(["warren-tunnel", "--on-demand", "--probe", interfaces]);
             assert_eq!(tunnel[probe]["exec"]["command"], command, "{variant}: {probe}");
         }
-        assert_eq!(tunnel["args"], json!(["--on-demand", interface]), "{variant}");
+        assert_eq!(tunnel["args"], json!(["--on-demand", interfaces]), "{variant}");
     }
 }
 

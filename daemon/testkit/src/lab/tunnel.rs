@@ -45,7 +45,7 @@ impl Node {
     /// with the node, or by [`Node::kill_tunnel`].
     pub fn start_tunnel(&self) -> Result<()> {
         let mut command = Rights::Manifest.command(self, "warren-tunnel")?;
-        command.args(["--on-demand", &names::interface(0, 0)]);
+        command.args(["--on-demand", names::INTERFACE_PREFIX]);
         self.log_output(&mut command)?;
         let mut tunnel = self.tunnel.lock().expect("no thread panics with the lock");
         ensure!(tunnel.is_none(), "warren-tunnel already runs on {}", self.name);

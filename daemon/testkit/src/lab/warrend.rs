@@ -55,21 +55,23 @@ pub enum Rights {
     /// What the containers of `manifests/base` have: user 0 without any capability but NET_ADMIN, nor a way to
     /// others; warren-tunnel is started by somebody else ([`Node::start_tunnel`]).
     Manifest,
+    /// User 0 without any capability.
+    None,
 }
 
 impl Rights {
     /// The beginning of a command line.
     pub(super) fn command(self, node: &Node, program: &str) -> Result<Command> {
         let program = binary(program)?;
-        Ok(match self {
-            Self::Root => node.netns.command(program),
-            Self::Manifest => {
-                let mut command = node.netns.command("setpriv");
-                command.args(["--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin"]);
-                command.arg("--no-new-privs").arg(program);
-                command
-            }
-        })
+        let capabilities = match self {
+            Self::Root => return Ok(node.netns.command(program)),
+            Self::Manifest => "-all,+net_admin",
+            Self::None => "-all",
+        };
+        let mut command = node.netns.command("setpriv");
+        command.arg(format!("--bounding-set={capabilities}")).arg(format!("--inh-caps={capabilities}"));
+        command.arg("--no-new-privs").arg(program);
+        Ok(command)
     }
 }
 
@@ -108,7 +110,7 @@ impl Node {
         command.args(["--node", &self.name, "--registry", &registry]);
         command.arg("--state-dir").arg(self.state_dir());
         match rights {
-            Rights::Root => command.arg("--tunnel-program").arg(binary("warren-tunnel")?),
+            Rights::Root | Rights::None => command.arg("--tunnel-program").arg(binary("warren-tunnel")?),
             Rights::Manifest => command.arg("--external-tunnel"),
         };
         command.args(["--backend", backend.unwrap_or(self.backend.argument())]);

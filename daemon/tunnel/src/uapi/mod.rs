@@ -24,7 +24,10 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -41,14 +44,47 @@ pub type SecretKey = Zeroizing<[u8; 32]>;
 /// The directory of all configuration sockets; `wg(8)` looks for interfaces here.
 pub const SOCKET_DIR: &str = "/var/run/wireguard";
 
+const SOCKET: &str = ".sock";
+const WANTED: &str = ".wanted";
+
 /// Where the socket of interface `ifname` lives: `/var/run/wireguard/IFNAME.sock`.
 pub fn socket_path(ifname: &str) -> PathBuf {
-    PathBuf::from(format!("{SOCKET_DIR}/{ifname}.sock"))
+    PathBuf::from(format!("{SOCKET_DIR}/{ifname}{SOCKET}"))
 }
 
 /// The file whose existence says that somebody wants `interface`, for programs that serve on demand.
 pub fn wanted_path(interface: &str) -> PathBuf {
-    PathBuf::from(format!("{SOCKET_DIR}/{interface}.wanted"))
+    PathBuf::from(format!("{SOCKET_DIR}/{interface}{WANTED}"))
+}
+
+/// The interfaces that have a socket, whether anybody listens behind it or not.
+///
+/// # Errors
+/// When [`SOCKET_DIR`] cannot be read. That it is missing means that there is no interface.
+pub fn with_socket() -> io::Result<BTreeSet<String>> {
+    with_file(SOCKET)
+}
+
+/// The interfaces that somebody wants.
+///
+/// # Errors
+/// As for [`with_socket`].
+pub fn wanted() -> io::Result<BTreeSet<String>> {
+    with_file(WANTED)
+}
+
+fn with_file(kind: &str) -> io::Result<BTreeSet<String>> {
+    let files = match fs::read_dir(SOCKET_DIR) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(error),
+    };
+    let mut interfaces = BTreeSet::new();
+    for file in files {
+        let name = file?.file_name();
+        interfaces.extend(name.to_str().and_then(|name| name.strip_suffix(kind)).map(str::to_owned));
+    }
+    Ok(interfaces)
 }
 
 /// A `set=1` request: what is to change on the device, and on which peers.
