@@ -2,6 +2,7 @@
 # Collects programs, the libraries they are linked to, and little else in a folder that becomes an image's root.
 # Runs in the Containerfile, on Debian: image-root.sh FOLDER PROGRAM…
 set -eu
+umask 022
 root=$1
 shift
 

@@ -4,6 +4,7 @@
 mod admission;
 mod alerts;
 mod daemonset;
+mod image;
 mod kustomize;
 mod roles;
 mod schemas;
