@@ -46,8 +46,8 @@ pub struct Run {
     /// `kubernetes:PATH`, that of a kubeconfig; `dir:PATH`, a directory of Node manifests in YAML.
     #[arg(long)]
     pub registry: Registry,
-    /// A directory of files named enforcement, cluster-cidrs, node-cidrs, service-cidrs and withdraw, such as a
-    /// mounted ConfigMap. What a file says outranks the option; it is read again at each look.
+    /// A directory of files named enforcement, cluster-cidrs, node-cidrs, service-cidrs, api-servers, encrypt-host and
+    /// withdraw, such as a mounted ConfigMap. What a file says outranks the option; it is read again at each look.
     #[arg(long, value_name = "DIR")]
     pub settings: Option<PathBuf>,
     /// The directory of this node's keys.

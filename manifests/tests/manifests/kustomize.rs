@@ -65,3 +65,22 @@ fn settings_are_patched_by_components() {
         assert_eq!(settings(components), (enforcement.to_owned(), withdraw.to_owned()), "{components:?}");
     }
 }
+
+/// The base lists every setting that the README does, so that `kubectl edit` shows what there is; that the daemon takes
+/// each is another test's.
+#[test]
+fn settings_are_those_of_the_readme() {
+    let objects = objects(&build("base"));
+    let data = object(&objects, "ConfigMap", "warren-settings")["data"].as_object().unwrap();
+    let mut base: Vec<_> = data.keys().cloned().collect();
+    base.sort();
+    let readme = std::fs::read_to_string(path("README.md")).unwrap();
+    let (_, section) = readme.split_once("\n## Settings\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let mut told: Vec<_> = section
+        .lines()
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned()))
+        .collect();
+    told.sort();
+    assert_eq!(base, told);
+}
