@@ -32,6 +32,7 @@ pub mod netlink;
 pub mod paths;
 pub mod registry;
 pub mod report;
+pub mod rewrites;
 pub mod settings;
 pub mod tunnel;
 pub mod wireguard;

@@ -72,6 +72,8 @@ pub async fn find_others(bit: u32) -> io::Result<Vec<String>> {
 
 /// A rule of nftables.
 pub struct Rule {
+    /// That of its table: `NFPROTO_…`.
+    pub family: u8,
     /// The name of its table.
     pub table: String,
     /// The name of its chain.

@@ -16,7 +16,8 @@ use nix::libc;
 use warren_api::names::GUARD_TABLE;
 
 use crate::marks::Rule;
-use crate::netlink::{self, Request, attributes};
+use crate::netlink::{self, Request, attributes, u32_at};
+use crate::rewrites::BaseChain;
 
 /// A kind of message of nftables, as netlink numbers it.
 const fn message(kind: i32) -> u16 {
@@ -37,6 +38,9 @@ const TABLE: u16 = 1;
 /// The attribute that names a table itself, a set and an object.
 const TABLE_NAME: u16 = 1;
 const CHAIN_NAME: u16 = 3;
+const CHAIN_HOOK: u16 = 4;
+const HOOK_NUMBER: u16 = 1;
+const HOOK_PRIORITY: u16 = 2;
 const RULE_CHAIN: u16 = 2;
 const RULE_EXPRESSIONS: u16 = 4;
 const SET_NAME: u16 = 2;
@@ -120,7 +124,24 @@ impl Socket {
         self.0.dump(&mut request, |rules: &mut Vec<Rule>, message| {
             let name = |kind| find(body(message), kind).map(text).unwrap_or_default().to_owned();
             let expressions = find(body(message), RULE_EXPRESSIONS).unwrap_or_default().to_vec();
-            rules.push(Rule { table: name(TABLE), chain: name(RULE_CHAIN), expressions });
+            let family = message.first().copied().unwrap_or_default();
+            rules.push(Rule { family, table: name(TABLE), chain: name(RULE_CHAIN), expressions });
+        })
+    }
+
+    /// All chains of all tables that the kernel calls.
+    pub fn base_chains(&mut self) -> io::Result<Vec<BaseChain>> {
+        let mut request = Request::new(GET_CHAIN, 0, &header(libc::NFPROTO_UNSPEC, 0));
+        self.0.dump(&mut request, |chains: &mut Vec<BaseChain>, message| {
+            let name = |kind| find(body(message), kind).map(text).unwrap_or_default().to_owned();
+            let Some(hook) = find(body(message), CHAIN_HOOK) else { return };
+            // In the order of the wire.
+            let number = |kind| find(hook, kind).and_then(|value| u32_at(value, 0)).map(u32::from_be);
+            if let (Some(hook), Some(priority)) = (number(HOOK_NUMBER), number(HOOK_PRIORITY)) {
+                let family = message.first().copied().unwrap_or_default();
+                let (table, name, priority) = (name(TABLE), name(CHAIN_NAME), priority as i32);
+                chains.push(BaseChain { family, table, name, hook, priority });
+            }
         })
     }
 

@@ -1,4 +1,5 @@
-//! Who else has what is to be Warren's: routing tables, priorities of rules, and the mark.
+//! Who else has what is to be Warren's: routing tables, priorities of rules, and the mark in rules of routing. (In rules
+//! of firewalls: `marks`; chains in whose sight the guard would be blind: `rewrites`.)
 
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use warren_core::{Numbers, Route, RouteKind};

@@ -23,8 +23,8 @@ use rtnetlink::{Handle, IpVersion};
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, Numbers, ObservedLink, Route, RouteKind, Rule};
 
-use crate::marks;
 use crate::netlink::{Request, Socket};
+use crate::{marks, rewrites};
 use routes::Interfaces;
 
 /// The MTU of Ethernet, in bytes: what to go by for an address on the loopback interface, as routing daemons
@@ -149,6 +149,8 @@ impl Kernel {
         let mut found = collisions::find(&self.numbers, &rules, &routes);
         let marks = marks::find_others(self.numbers.mark).await;
         found.extend(marks.map_err(|source| KernelError::Read { what: "firewall rules", source })?);
+        let rewrites = rewrites::find_others(self.numbers.chains);
+        found.extend(rewrites.map_err(|source| KernelError::Read { what: "firewall chains", source })?);
         Ok(found)
     }
 

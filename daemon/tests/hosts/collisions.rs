@@ -96,6 +96,28 @@ const COLLISIONS: &[Collision] = &[
         &["iptables-legacy -t mangle -F"],
         "--mark",
     ),
+    collision(
+        "a chain behind the guard that rewrites addresses",
+        &[
+            "nft add table ip late",
+            "nft add chain ip late out { type filter hook postrouting priority 400 ; }",
+            "nft add rule ip late out ip daddr 10.9.9.9 ip daddr set 10.9.9.8",
+        ],
+        &["nft delete table ip late"],
+        "--nft-priorities",
+    ),
+    collision(
+        "a chain of the guard's own priority that leads to where addresses are rewritten",
+        &[
+            "nft add table inet early",
+            "nft add chain inet early rewrite",
+            "nft add rule inet early rewrite ip6 saddr set fd09::1",
+            "nft add chain inet early in { type filter hook prerouting priority raw ; }",
+            "nft add rule inet early in ip6 saddr fd09::2 jump rewrite",
+        ],
+        &["nft delete table inet early"],
+        "--nft-priorities",
+    ),
 ];
 
 /// What others commonly have: no reason to do nothing.
@@ -106,6 +128,20 @@ const COMMON: &[&str] = &[
     "iptables-nft -t nat -A CNI-HOSTPORT-SETMARK -m mark ! --mark 0x2000/0x2000 -j MARK --set-xmark 0x2000/0x2000",
     "ip6tables-nft -t mangle -A PREROUTING -j MARK --set-xmark 0x40000/0xff0000",
     "iptables-legacy -t mangle -A PREROUTING -m mark --mark 0x80/0x80 -j MARK --set-xmark 0x0/0xffff0000",
+    // At the guard's own places, and beyond them, but without a word of what it judges by.
+    "iptables-nft -t raw -A PREROUTING -s 10.9.9.9 -j NOTRACK",
+    "nft add table inet common",
+    "nft add chain inet common first { type filter hook prerouting priority -350 ; }",
+    "nft add rule inet common first ip saddr 10.9.9.9 ip ttl set 9",
+    "nft add chain inet common last { type filter hook postrouting priority 400 ; }",
+    "nft add rule inet common last ip6 daddr fd09::9 ip6 hoplimit set 9 drop",
+    // The kernel calls it at 100, whatever it says.
+    "nft add chain inet common nat { type nat hook postrouting priority 500 ; }",
+    "nft add rule inet common nat ip saddr 10.9.9.9 masquerade",
+    // Where the guard still sees what comes out.
+    "nft add table ip between",
+    "nft add chain ip between middle { type filter hook postrouting priority 200 ; }",
+    "nft add rule ip between middle ip saddr 10.9.9.9 ip saddr set 10.9.9.8",
 ];
 
 /// warrend says what it is and which option makes way, is not ready and writes nothing; it begins once the other has
@@ -151,7 +187,7 @@ pub fn are_avoided() -> Result<()> {
         "--mark",
         "0x80000",
         "--nft-priorities",
-        "-310,250,-100",
+        "-310,450,-100",
     ];
     in_town(two_nodes(), true, |town| {
         for node in &town.lab.nodes {
@@ -164,7 +200,7 @@ pub fn are_avoided() -> Result<()> {
         town.encrypted(2 * 2 * 3 * 2, || pings(town))?;
         let node = town.node(1);
         let chains = node.netns.sh("nft list table inet warren")?;
-        for priority in ["-310", "250", "-100"] {
+        for priority in ["-310", "450", "-100"] {
             ensure!(chains.contains(priority) || chains.contains("raw - 10"), "{chains}");
         }
         ensure!(chains.contains("0x00080000"), "{chains}");
