@@ -2,7 +2,10 @@
 //!
 //! Server-side dry runs: what the server would do, with its validation, defaults and admission, but without storing
 //! it. A kind that the server is too young for is named, and only where its version says that it has to be.
+//!
+//! The admission policies get the requests that `tests/manifests` evaluates (`admission.rs`).
 
+mod admission;
 #[path = "../manifests/kustomize.rs"]
 mod kustomize;
 #[path = "../manifests/tools.rs"]
@@ -30,6 +33,7 @@ const YOUNG: &[(&str, u32)] = &[
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("the API server takes every manifest", takes_everything),
     ("it refuses what it should", refuses_what_is_wrong),
+    ("the admission policies refuse and allow what they should", admission::same_verdicts),
 ];
 
 fn main() -> ExitCode {
@@ -45,8 +49,7 @@ fn takes_everything() -> Result<()> {
     let lab = cluster()?;
     let api = lab.api();
     let version = api.version()?;
-    let minor: u32 =
-        version.split('.').nth(1).and_then(|minor| minor.parse().ok()).context(version.clone())?;
+    let minor = minor(&version)?;
 
     let folder = |relative: &str| -> Result<Vec<String>> {
         let entries = std::fs::read_dir(path(relative)).with_context(|| relative.to_owned())?;
@@ -126,6 +129,12 @@ fn kind(object: &Value) -> String {
         object["apiVersion"].as_str().unwrap_or_default(),
         object["kind"].as_str().unwrap_or_default()
     )
+}
+
+/// The N of `v1.N.P`.
+fn minor(version: &str) -> Result<u32> {
+    let minor = version.split('.').nth(1).and_then(|minor| minor.parse().ok());
+    minor.with_context(|| format!("the server calls itself {version:?}"))
 }
 
 /// Applies an object without storing it; `None` if the server does not know its kind.

@@ -6,8 +6,7 @@
 //! These cases, but for fields that do not exist yet, got the same verdicts from the API server's own evaluator
 //! (`k8s.io/apiserver` 0.36.4, in its environments of 1.30 and 1.35), within its cost budget.
 //!
-//! To try the same policies on a real API server (1.30 or newer, `$KUBEBUILDER_ASSETS`), apply the component and send
-//! the requests of `cases` with tokens bound to pods.
+//! `tests/server` sends the same cases to a real API server, as far as it is new enough (1.30, `$KUBEBUILDER_ASSETS`).
 
 mod cases;
 mod policy;

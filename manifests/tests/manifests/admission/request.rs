@@ -53,11 +53,16 @@ impl User {
             .may_do("group= resource=nodes verb=patch")
     }
 
+    /// What RBAC allows besides reading, as [`User::may_do`] was told it.
+    pub fn permissions(&self) -> &[String] {
+        &self.permissions
+    }
+
     /// Whether RBAC would allow what is asked, a list of `group=`, `resource=`, `name=` and `verb=`.
     pub fn may(&self, asked: &[String]) -> bool {
         let of_all =
             || asked.iter().filter(|word| !word.starts_with("name=")).cloned().collect::<Vec<_>>().join(" ");
-        self.permissions.iter().any(|granted| *granted == asked.join(" ") || *granted == of_all())
+        self.permissions().iter().any(|granted| *granted == asked.join(" ") || *granted == of_all())
     }
 }
 

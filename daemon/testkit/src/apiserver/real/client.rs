@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Client<'a> {
     api: &'a ApiServer,
     token: String,
+    /// More headers of each request: whom it impersonates.
+    headers: Vec<(String, String)>,
 }
 
 /// The ways to change an object that Kubernetes has.
@@ -58,7 +60,25 @@ impl Response {
 
 impl<'a> Client<'a> {
     pub(super) fn new(api: &'a ApiServer, token: &str) -> Self {
-        Self { api, token: token.to_owned() }
+        Self { api, token: token.to_owned(), headers: Vec::new() }
+    }
+
+    /// Another client, who acts as somebody else: as the `userInfo` of an admission request says it. Of an extra
+    /// without values the server hears nothing.
+    pub fn impersonating(&self, user: &Value) -> Self {
+        let list = |values: &Value| -> Vec<String> {
+            values.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
+        };
+        let mut headers = Vec::new();
+        headers
+            .extend(user["username"].as_str().map(|name| ("impersonate-user".to_owned(), name.to_owned())));
+        headers
+            .extend(list(&user["groups"]).into_iter().map(|group| ("impersonate-group".to_owned(), group)));
+        for (key, values) in user["extra"].as_object().into_iter().flatten() {
+            let name = format!("impersonate-extra-{}", key.replace('/', "%2F"));
+            headers.extend(list(values).into_iter().map(|value| (name.clone(), value)));
+        }
+        Self { api: self.api, token: self.token.clone(), headers }
     }
 
     /// `GET path`.
@@ -110,6 +130,9 @@ impl<'a> Client<'a> {
             .uri(format!("{}{path}", self.api.url()))
             .header("authorization", format!("Bearer {}", self.token))
             .header("accept", "application/json");
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
         if let Some(kind) = content_type {
             request = request.header("content-type", kind);
         }
