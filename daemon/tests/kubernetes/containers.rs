@@ -5,7 +5,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use warren_testkit::lab::{Node, Rights, STARTUP_TAINT, WarrendOptions};
+use warren_api::status::Enforcement;
+use warren_testkit::lab::{Node, Rights, STARTUP_TAINT, WarrendOptions, write_atomically};
 use warren_testkit::wait;
 
 use crate::cluster::{NEWS, taints, three_nodes, two_nodes};
@@ -57,6 +58,48 @@ pub fn rights_of_the_manifest() -> Result<()> {
         let damage = traffic.stop()?;
         println!("a restart of the tunnel's container: {} of {} pings lost", damage.lost, damage.sent);
         mesh.sealed().map(drop)
+    })
+}
+
+/// With what the manifest and the kubelet tell it and no word more, warrend finds the API server (its address in the
+/// environment; token, certificate and namespace in files) and its settings, which it follows without a restart.
+pub fn as_the_kubelet_starts_it() -> Result<()> {
+    in_lab(three_nodes(), |mesh| {
+        for node in &mesh.lab.nodes {
+            node.start_tunnel()?;
+            node.start_container(mesh.lab.api())?;
+        }
+        mesh.await_up()?;
+        talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+        talk(mesh.pod(3, 1), mesh.pod(1, 1))?;
+        mesh.sealed()?;
+        for node in &mesh.lab.nodes {
+            let status = node.status()?;
+            ensure!(status.node == node.name && status.enforcement == Enforcement::Strict, "{status:?}");
+            only_net_admin(node.warrend_pid().context("warrend has ended")?)?;
+            ensure!(
+                !taints(&mesh.lab, node.number)?.contains(&STARTUP_TAINT.to_owned()),
+                "it is still tainted"
+            );
+        }
+
+        let node = mesh.node(1);
+        let before = node.warrend_pid();
+        write_atomically(&node.setting_path("enforcement"), "permissive\n")?;
+        wait::until("the changed setting", Duration::from_secs(15), || {
+            let status = node.status()?;
+            ensure!(status.enforcement == Enforcement::Permissive, "it is {:?}", status.enforcement);
+            Ok(())
+        })?;
+        ensure!(node.warrend_pid() == before, "it was restarted");
+
+        // The key lies where the manifest mounts the node's disk: a restart keeps it.
+        let key = node.status()?.public_key;
+        node.kill_warrend()?;
+        node.start_container(mesh.lab.api())?;
+        mesh.await_up()?;
+        ensure!(node.status()?.public_key == key, "a restart has changed the key");
+        mesh.silent().map(drop)
     })
 }
 

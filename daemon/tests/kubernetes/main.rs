@@ -33,6 +33,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         "all works with the rights of the manifest, each container for itself",
         containers::rights_of_the_manifest,
     ),
+    (
+        "the container as the kubelet starts it finds its cluster and settings",
+        containers::as_the_kubelet_starts_it,
+    ),
     ("the startup taint goes once the node's traffic is safe, and not before", containers::startup_taint),
     ("nothing is lost while the API server is killed and restarted", outages::killed),
     ("nothing is lost while the API server is paused", outages::paused),
@@ -50,5 +54,5 @@ const SCENARIOS: &[(&str, Scenario)] = &[
 ];
 
 fn main() -> ExitCode {
-    scenario::run(&["ip", "nft", "ping", "setpriv", "wg"], SCENARIOS)
+    scenario::run(&["ip", "mount", "nft", "ping", "setpriv", "unshare", "wg"], SCENARIOS)
 }

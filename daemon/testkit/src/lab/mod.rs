@@ -21,6 +21,7 @@
 //! a machine of its own on the underlay (192.0.2.251); see [`crate::apiserver::real`].
 
 mod backend;
+mod container;
 mod kubernetes;
 mod manifest;
 mod node;

@@ -24,16 +24,7 @@ const KINDS: &[(&str, &str)] = &[
 
 /// (path of the collection, object) of each, in the order in which to create them.
 pub(super) fn objects() -> Result<Vec<(String, Value)>> {
-    let base = Path::new(BASE);
-    let mut found = Vec::new();
-    let kustomization = read(&base.join("kustomization.yaml"))?;
-    let [kustomization] = &kustomization[..] else {
-        anyhow::bail!("{BASE}/kustomization.yaml is not one document")
-    };
-    let files = kustomization["resources"].as_array().context("the kustomization has no resources")?;
-    for file in files.iter().filter_map(Value::as_str) {
-        found.extend(read(&base.join(file))?);
-    }
+    let found = base()?;
     let mut objects = Vec::new();
     for (kind, path) in KINDS {
         for object in found.iter().filter(|object| object["kind"] == *kind) {
@@ -43,6 +34,45 @@ pub(super) fn objects() -> Result<Vec<(String, Value)>> {
     }
     ensure!(!objects.is_empty(), "{BASE} holds no accounts and roles");
     Ok(objects)
+}
+
+/// A container of the DaemonSet.
+pub(super) fn container(name: &str) -> Result<Value> {
+    let daemonset = the("DaemonSet")?;
+    let containers = daemonset["spec"]["template"]["spec"]["containers"].as_array().into_iter().flatten();
+    let mut found = containers.filter(|container| container["name"] == name);
+    found.next().cloned().with_context(|| format!("{BASE} has no container {name}"))
+}
+
+/// Each setting of the ConfigMap and its text.
+pub(super) fn settings() -> Result<Vec<(String, String)>> {
+    let settings = the("ConfigMap")?;
+    let data = settings["data"].as_object().context("a ConfigMap without data")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(data.iter().map(|(name, value)| (name.clone(), text(value))).collect())
+}
+
+/// The only object of a kind.
+fn the(kind: &str) -> Result<Value> {
+    let found: Vec<_> = base()?.into_iter().filter(|object| object["kind"] == kind).collect();
+    ensure!(found.len() == 1, "{BASE} has {} of the kind {kind}", found.len());
+    found.into_iter().next().context("one is there")
+}
+
+/// All objects of the base. Its kustomization names files, and an image, and patches nothing.
+fn base() -> Result<Vec<Value>> {
+    let base = Path::new(BASE);
+    let mut found = Vec::new();
+    let kustomization = read(&base.join("kustomization.yaml"))?;
+    let [kustomization] = &kustomization[..] else {
+        anyhow::bail!("{BASE}/kustomization.yaml is not one document")
+    };
+    ensure!(kustomization.get("patches").is_none(), "{BASE} patches itself: build it with kustomize");
+    let files = kustomization["resources"].as_array().context("the kustomization has no resources")?;
+    for file in files.iter().filter_map(Value::as_str) {
+        found.extend(read(&base.join(file))?);
+    }
+    Ok(found)
 }
 
 /// All documents of a file of YAML.
