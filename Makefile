@@ -14,7 +14,8 @@ RUN ?= target/bench
 # program:package of what the demo calls, what the benchmark calls, and what the tests call besides.
 DEMO_TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
 BENCH_TOOLS := ip:iproute2 iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
-TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils ethtool:ethtool promtool:prometheus
+TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils ethtool:ethtool promtool:prometheus \
+	time:time setpriv:util-linux unshare:util-linux
 
 # Slow to build, so kept outside the checkout, in a folder that says which version it is.
 CARGO_DENY_VERSION := 0.20.2
@@ -73,7 +74,9 @@ test-kubernetes: tools manifest-tools
 	@$(KUBE_APISERVER)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -p warrend --test kubernetes
+	$(CARGO) test -p warren-manifests --test manifests
 	$(CARGO) test -p warren-manifests --test server -- --nocapture
+	$(CARGO) test -p warren-perf --test demo kubernetes
 
 lint: $(CARGO_DENY)
 	$(CARGO) fmt --all --check
