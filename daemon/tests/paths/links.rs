@@ -32,6 +32,27 @@ pub fn equal() -> Result<()> {
     Ok(())
 }
 
+pub fn deaf_pods() -> Result<()> {
+    for (underlay, mtu) in [(Families::V4, IN_V4), (Families::V6, IN_V6)] {
+        in_mesh(Plan { underlay, ..two_nodes() }, as_planned, |mesh| {
+            sizes::clamped(mesh.pod(1), mesh.pod(2), mtu)?;
+            mesh.sealed_and_whole()?;
+
+            // It is the clamp that does it.
+            for number in [1, 2] {
+                mesh.node(number).stop_warrend()?;
+                mesh.node(number).netns.sh("nft flush chain inet warren mss")?;
+            }
+            let without = sizes::clamped(mesh.pod(1), mesh.pod(2), mtu);
+            let stalled = without.err().is_some_and(|error| format!("{error:#}").contains("it stands still"));
+            ensure!(stalled, "TCP passes without the clamp, too");
+            Ok(())
+        })
+        .with_context(|| format!("an underlay {underlay:?}"))?;
+    }
+    Ok(())
+}
+
 pub fn other_family() -> Result<()> {
     for (underlay, overlay, mtu) in [(Families::V4, Families::V6, IN_V4), (Families::V6, Families::V4, IN_V6)]
     {

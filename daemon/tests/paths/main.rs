@@ -15,6 +15,7 @@ use warren_testkit::scenario::{self, Scenario};
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("where all links are equal, packets fill the tunnel", links::equal),
+    ("TCP passes where pods hear no ICMP: its segments are clamped to the tunnel", links::deaf_pods),
     ("IPv6 pods use an IPv4 underlay, and IPv4 pods an IPv6 underlay", links::other_family),
     ("a node with a smaller link is sent no larger packets, and the others are", links::one_smaller),
     ("a jumbo underlay is used", links::jumbo),

@@ -196,3 +196,37 @@ fn receive(listener: &TcpListener, limit: Duration) -> Result<()> {
     stream.write_all(&[0])?;
     Ok(())
 }
+
+/// Where no word of a path's size comes through (firewalls that swallow ICMP are common), TCP passes because its first
+/// packets say how large the others may be: in both directions the other end is asked for no more than fits.
+pub fn clamped(from: &Pod, to: &Pod, mtu: u32) -> Result<()> {
+    for (ip, headers) in to.ips.iter().map(|ip| (ip, if ip.is_ipv4() { 40 } else { 60 })) {
+        let fitting = mtu - headers;
+        for pod in [from, to] {
+            pod.netns.nft(&format!(
+                "table inet deaf {{\ncounter fits {{ }}\ncounter others {{ }}\nchain input {{\n\
+                 type filter hook input priority 0\n\
+                 icmp type destination-unreachable drop\nicmpv6 type packet-too-big drop\n\
+                 tcp flags & syn == syn tcp option maxseg size {fitting} counter name fits accept\n\
+                 tcp flags & syn == syn counter name others\n}}\n}}\n"
+            ))?;
+        }
+        stream(&from.netns, &to.netns, *ip, mtu).with_context(|| format!("without ICMP, to {ip}"))?;
+        for pod in [from, to] {
+            let shown = pod.netns.sh("nft list counters table inet deaf")?;
+            let counts: Vec<&str> = shown
+                .lines()
+                .filter(|line| line.trim_start().starts_with("packets"))
+                .map(str::trim)
+                .collect();
+            let [fits, others] = counts[..] else { bail!("nft says {shown}") };
+            ensure!(
+                !fits.starts_with("packets 0") && others.starts_with("packets 0"),
+                "{} was asked for other segments than {fitting} bytes: {fits}, others {others}",
+                pod.name
+            );
+            pod.netns.sh("nft delete table inet deaf")?;
+        }
+    }
+    Ok(())
+}
