@@ -40,6 +40,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("no clear text when the guard is deleted", accidents::guard_deleted),
     ("no clear text after other accidents", accidents::others),
     ("a restart of warrend loses no packet", restarts::nothing_is_lost),
+    ("an upgrade finds another version's guard, and loses no packet", restarts::upgrades),
     ("Warren is taken off a cluster, and back, and no packet is lost", removal::loses_nothing),
     ("a forged packet reaches no pod", forgery::from_the_underlay),
     ("bad input is quarantined, and the others go on", bad_input::with_cluster_cidrs),
