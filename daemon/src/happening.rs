@@ -142,6 +142,7 @@ mod tests {
             interface: String::new(),
             fallback: None,
             lanes: 1,
+            spread_by_ports: None,
             mtu: 0,
             enforcement: Enforcement::Strict,
             ready: true,

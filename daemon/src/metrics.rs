@@ -58,6 +58,13 @@ impl Collector for Snapshot {
             [(vec![], fallback)],
         )?;
         out.gauge("warren_lanes", "Tunnels served for each peer", [(vec![], f64::from(status.lanes))])?;
+        if let Some(spread) = status.spread_by_ports {
+            out.gauge(
+                "warren_lanes_spread_by_ports",
+                "1 where flows are spread over the lanes by their ports, too; 0 where all between two pods share one",
+                [(vec![], f64::from(u8::from(spread)))],
+            )?;
+        }
         for (name, help, nodes) in [
             ("warren_peers", "Nodes with a tunnel", status.peers.len()),
             ("warren_quarantined_nodes", "Nodes that are not obeyed", status.quarantined.len()),

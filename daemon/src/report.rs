@@ -66,6 +66,7 @@ impl Voice {
             fallback: None,
             interface: first.map(|(interface, _)| interface.to_string()).unwrap_or_default(),
             lanes: own.lanes,
+            spread_by_ports: None,
             mtu: first.map(|(_, tunnel)| tunnel.mtu).unwrap_or_default(),
             enforcement: settings.enforcement,
             ready,
@@ -166,6 +167,7 @@ pub fn refresh(status: &mut Status, seen: &Seen, registry: Option<RegistryStatus
         status.registry = registry;
     }
     status.guard = seen.counters();
+    status.spread_by_ports = (status.lanes > 1).then_some(seen.view.spread_by_ports);
     let devices: Vec<&ObservedDevice> =
         seen.devices.values().filter_map(|device| device.as_ref().ok()).collect();
     for peer in &mut status.peers {

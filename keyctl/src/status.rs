@@ -63,6 +63,14 @@ fn render(status: &NodeStatus) -> String {
         let pods: Vec<String> = status.pod_cidrs.iter().map(ToString::to_string).collect();
         writeln!(text, "{interface} {}, MTU {mtu}, {enforcement:?}", pods.join(" "))
     };
+    if status.spread_by_ports == Some(false) {
+        let _ = writeln!(
+            text,
+            "{} lanes, of which all flows between two pods share one: set net.ipv4.fib_multipath_hash_policy=1 and \
+             net.ipv6.fib_multipath_hash_policy=1 on this node",
+            status.lanes
+        );
+    }
     for problem in &status.problems {
         let _ = writeln!(text, "problem: {problem}");
     }
@@ -141,7 +149,8 @@ mod tests {
             backend: Backend::Userspace,
             interface: "warren-b0".into(),
             fallback: None,
-            lanes: 1,
+            lanes: 4,
+            spread_by_ports: Some(false),
             mtu: 1420,
             enforcement: Enforcement::Strict,
             ready: false,
@@ -181,6 +190,7 @@ mod tests {
         for wanted in [
             "node-1 NOT READY, epoch 3, key BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=",
             "problem: nft is missing",
+            "4 lanes, of which all flows between two pods share one: set net.ipv4.fib",
             "NO CONTACT with https://192.0.2.9:6443/ for 61 s, what is known holds: connection refused",
             "NOT encrypted",
             "stopped in the clear: 5 out to pods",

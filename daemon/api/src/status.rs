@@ -28,6 +28,9 @@ pub struct Status {
     /// How many lanes the node serves, each with an interface or a thread of its own.
     #[serde(default)]
     pub lanes: u8,
+    /// Whether flows are spread over them by ports, too, and not by addresses alone; absent where there is one lane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_by_ports: Option<bool>,
     /// The MTU of the tunnel interface, in bytes.
     pub mtu: u32,
     /// `strict` or `permissive`.

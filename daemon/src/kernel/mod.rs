@@ -54,6 +54,8 @@ pub struct View {
     pub rules: Vec<Rule>,
     /// Every address on an interface that is not Warren's.
     pub local_addresses: Vec<LocalAddress>,
+    /// Whether flows are spread over several interfaces by their ports, too.
+    pub spread_by_ports: bool,
 }
 
 /// Why something could not be read or done.
@@ -99,7 +101,7 @@ impl Kernel {
         let links: Vec<LinkMessage> = collect("links", self.handle.link().get().execute()).await?;
         let addresses: Vec<AddressMessage> =
             collect("addresses", self.handle.address().get().execute()).await?;
-        let mut view = View::default();
+        let mut view = View { spread_by_ports: spreads_by_ports(), ..View::default() };
         let filter = links::common_filter();
         for link in &links {
             let Some(name) = name_of(link) else { continue };
@@ -298,17 +300,34 @@ fn route_request<'a>(
 /// Has the kernel spread flows over several interfaces by their ports as well as by their addresses
 /// (`fib_multipath_hash_policy`, Documentation/networking/ip-sysctl.rst), which else share one.
 pub fn spread_by_ports() -> io::Result<()> {
-    for family in ["ipv4", "ipv6"] {
-        let path = format!("/proc/sys/net/{family}/fib_multipath_hash_policy");
-        match std::fs::read_to_string(&path) {
-            // By addresses alone. Who chose another way has thought about it.
-            Ok(policy) if policy.trim() == "0" => std::fs::write(&path, "1")?,
-            // A kernel without this family.
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    for (path, policy) in hash_policies()? {
+        // By addresses alone. Who chose another way has thought about it.
+        if policy == BY_ADDRESSES {
+            std::fs::write(&path, "1")?;
         }
     }
     Ok(())
+}
+
+/// Whether it does, for packets of both families.
+fn spreads_by_ports() -> bool {
+    hash_policies().is_ok_and(|policies| policies.iter().all(|(_, policy)| policy != BY_ADDRESSES))
+}
+
+const BY_ADDRESSES: &str = "0";
+
+/// The files that say by what flows are spread, and what they say. A kernel without a family lacks its file.
+fn hash_policies() -> io::Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for family in ["ipv4", "ipv6"] {
+        let path = format!("/proc/sys/net/{family}/fib_multipath_hash_policy");
+        match std::fs::read_to_string(&path) {
+            Ok(policy) => found.push((path, policy.trim().to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
 }
 
 fn index(interface: &str) -> Result<u32, KernelError> {

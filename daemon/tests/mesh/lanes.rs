@@ -71,6 +71,41 @@ pub fn shown() -> Result<()> {
     })
 }
 
+/// In a container, where /proc/sys cannot be written, status, metrics and keyctl say that flows are not spread, and that
+/// they are once the node's administrator saw to it.
+pub fn not_spread() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        node.netns.sh("mount --bind /proc/sys /proc/sys")?;
+        node.netns.sh("mount -o remount,bind,ro /proc/sys")?;
+        start(mesh, [4, 4])?;
+        told(node, false)?;
+        told(mesh.node(2), true)?;
+
+        // As the administrator does it, from outside of the container.
+        node.netns.sh("umount /proc/sys")?;
+        for family in ["ipv4", "ipv6"] {
+            told(node, false).context("after half of it")?;
+            node.netns.sysctl(&[(&format!("net.{family}.fib_multipath_hash_policy"), "1")])?;
+        }
+        told(node, true)
+    })
+}
+
+/// Whether a node says that its flows are spread.
+fn told(node: &Node, spread: bool) -> Result<()> {
+    ensure!(node.status()?.spread_by_ports == Some(spread), "status says otherwise");
+    let shown = process::output(node.netns.command(binary("keyctl")?).arg("status"))?;
+    ensure!(shown.contains("fib_multipath_hash_policy") != spread, "keyctl says {shown}");
+    // Metrics are those of the last look.
+    wait::until("the metric", Duration::from_secs(10), || {
+        let line = format!("warren_lanes_spread_by_ports{{}} {}\n", if spread { "1.0" } else { "0.0" });
+        let metrics = node.metrics()?;
+        ensure!(metrics.contains(&line), "there is no {line:?} in {metrics}");
+        Ok(())
+    })
+}
+
 /// Numbers go up and down on either node, by restarts, under traffic of many flows: nothing is lost.
 pub fn number_changes() -> Result<()> {
     in_lab(two_nodes(), |mesh| {

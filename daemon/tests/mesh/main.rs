@@ -53,11 +53,12 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("--backend kernel without WireGuard in the kernel is told, and nothing leaks", backends::no_module),
     ("flows spread evenly over the lanes, and each keeps to its own", lanes::spread),
     ("warren-perf says which lane a flow takes", lanes::shown),
+    ("flows that the kernel does not spread over the lanes are told", lanes::not_spread),
     ("the number of lanes changes, and no packet is lost", lanes::number_changes),
     ("a lane that a firewall blocks carries nothing until it is open", lanes::blocked),
     ("200 nodes converge in 3 s, one change in 200 ms", many::two_hundred_nodes),
 ];
 
 fn main() -> ExitCode {
-    scenario::run(&["ip", "iperf3", "nft", "ping", "wg"], SCENARIOS)
+    scenario::run(&["ip", "iperf3", "mount", "nft", "ping", "wg"], SCENARIOS)
 }
