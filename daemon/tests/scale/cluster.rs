@@ -125,6 +125,20 @@ impl Cluster {
         Ok(format!("{peers} peers, {routes} routes, {networks} guarded networks, {cpu} ms of CPU"))
     }
 
+    /// How much memory `nft` takes, at most, to write the guard as it stands: the daemon has it do so at its start, and
+    /// in a container its memory counts as the daemon's.
+    pub fn nft_peak(&self) -> Result<u64> {
+        let file = self.home.path().join("guard");
+        fs::write(&file, self.node.sh(&format!("nft list table inet {}", names::GUARD_TABLE))?)?;
+        let elsewhere = Netns::new("elsewhere")?;
+        let mut command = elsewhere.command("time");
+        let output =
+            command.args(["--format=%M", "nft", "-f"]).arg(&file).output().context("running time")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "nft cannot write the guard: {said}");
+        Ok(said.trim().parse::<u64>().with_context(|| format!("time says {said:?}"))? << 10)
+    }
+
     /// The tunnel's state, as the configuration protocol tells it. Read as text, for speed: it is asked often, and
     /// shares the machine with who is measured.
     pub fn tunnel(&self) -> Result<String> {
@@ -149,6 +163,12 @@ impl Cluster {
         let new: Vec<_> = spec.annotations.iter().map(|(name, value)| (&**name, Some(&**value))).collect();
         self.api.update_annotations(&spec.name, &new)?;
         Ok(key)
+    }
+
+    /// Has a node announce what nobody understands.
+    pub fn lie(&self, number: u16) -> Result<()> {
+        self.api
+            .update_annotations(&spec(number).name, &[(annotations::ANNOUNCEMENT, Some(r#"{"version":7}"#))])
     }
 
     /// Takes a node away; returns its key.

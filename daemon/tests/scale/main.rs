@@ -26,6 +26,8 @@ use daemon::Daemon;
 /// Figures of issue 3.
 const CONVERGED: Duration = Duration::from_secs(5);
 const RESIDENT: u64 = 96 << 20;
+/// That of the container (`manifests/base/daemonset.yaml`), for the daemon and the `nft` that it runs.
+const LIMIT: u64 = 128 << 20;
 const HANDLED: Duration = Duration::from_millis(200);
 const IDLE_SHARE: f64 = 0.01;
 
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
         eprintln!("cannot run: {error:#}");
         return ExitCode::FAILURE;
     }
-    scenario::run(&["ip", "nft"], SCENARIOS)
+    scenario::run(&["ip", "nft", "time"], SCENARIOS)
 }
 
 fn one_among_many() -> Result<()> {
@@ -64,8 +66,11 @@ fn one_among_many() -> Result<()> {
         println!("{what}: in the tunnel after {} ms", shown.join(", "));
     }
     let share = idle(&cluster, &daemon)?;
+    events(&cluster)?;
     let memory = daemon.memory()?;
     println!("at the end: {memory}");
+    let nft = cluster.nft_peak()?;
+    println!("nft, which writes the guard: at most {:.1} MiB resident", nft as f64 / f64::from(1 << 20));
 
     ensure!(converged < CONVERGED, "convergence took {converged:?}, which should be below {CONVERGED:?}");
     for (what, times) in &changes {
@@ -73,6 +78,11 @@ fn one_among_many() -> Result<()> {
         ensure!(median < HANDLED, "{what}: the median is {median:?}, which should be below {HANDLED:?}");
     }
     ensure!(share < IDLE_SHARE, "idle, {:.2} % of a core", share * 100.0);
+    ensure!(
+        memory.peak + nft <= LIMIT,
+        "{memory}, and {} MiB for nft: the container's limit is lower",
+        nft >> 20
+    );
     ensure!(memory.peak <= RESIDENT, "{memory}, which should be at most {} MiB", RESIDENT >> 20);
     Ok(())
 }
@@ -124,6 +134,26 @@ fn idle(cluster: &Cluster, daemon: &Daemon) -> Result<f64> {
     let writes = cluster.api.writes().len();
     ensure!(writes == 0, "{writes} writes while nothing happened");
     Ok(share)
+}
+
+/// Events that a node tells of another which all of them see doing wrong: one, after a random time that grows with the
+/// cluster (10 s at most with 5,000), so that they do not all come at once.
+fn events(cluster: &Cluster) -> Result<()> {
+    cluster.api.reset_counts();
+    let start = Instant::now();
+    cluster.lie(4600)?;
+    let told = wait::until("the Event", Duration::from_secs(20), || {
+        ensure!(cluster.api.count(Verb::PostEvent).requests > 0, "none was told");
+        Ok(start.elapsed())
+    })?;
+    println!(
+        "a node in quarantine: an Event after {:.1} s; asked: {}",
+        told.as_secs_f64(),
+        asked(cluster, 1.0)
+    );
+    let events = cluster.api.count(Verb::PostEvent).requests;
+    ensure!(events == 1, "{events} Events");
+    Ok(())
 }
 
 /// Requests of each verb, and what was answered.
