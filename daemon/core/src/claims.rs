@@ -121,22 +121,25 @@ fn covers_services(cidr: &IpNet, settings: &Settings) -> Option<String> {
 
 /// This node's addresses, and the subnets in which its endpoints stand.
 pub fn underlay(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
-    let links = || local.own.local_addresses.iter().map(|local| local.net);
+    let hosts = local.own.local_addresses.iter().map(|local| nets::host(local.net.addr()));
+    let hosts = hosts.filter(|host| !local.pod_cidrs.iter().any(|cidr| cidr.contains(host)));
+    subnets(local).chain(hosts).chain(settings.node_cidrs.iter().copied()).collect()
+}
+
+/// The subnets in which this node's endpoints stand.
+fn subnets(local: &Local<'_>) -> impl Iterator<Item = IpNet> {
+    let links = local.own.local_addresses.iter().map(|local| local.net);
     // Without the own Node nobody says which link is the underlay's: then each may be.
     let is_endpoint = |net: &IpNet| local.endpoints.is_empty() || local.endpoints.contains(&net.addr());
-    let subnets = links().filter(is_endpoint).map(|net| net.trunc());
-    let hosts = links().map(|net| nets::host(net.addr()));
-    let hosts = hosts.filter(|host| !local.pod_cidrs.iter().any(|cidr| cidr.contains(host)));
-    subnets.chain(hosts).chain(settings.node_cidrs.iter().copied()).collect()
+    links.filter(is_endpoint).map(|net| net.trunc())
 }
 
 /// Where nodes' addresses are believed to be: what the operator said, else the subnets this node is in.
-fn node_ranges(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
+pub fn node_ranges(local: &Local<'_>, settings: &Settings) -> Vec<IpNet> {
     if !settings.node_cidrs.is_empty() {
         return settings.node_cidrs.clone();
     }
-    let links = local.own.local_addresses.iter().map(|local| local.net);
-    links.filter(|net| local.endpoints.contains(&net.addr())).map(|net| net.trunc()).collect()
+    subnets(local).collect()
 }
 
 /// Whether a CIDR is too wide to be one node's pods.
@@ -411,7 +414,8 @@ fn is_own(node: &NodeRecord, announcement: &Announcement) -> Result<(), String> 
     if announcement.node != node.name {
         return Err(format!("carries the announcement of node {:?}", announcement.node));
     }
-    if !announcement.uid.is_empty() && !node.uid.is_empty() && announcement.uid != node.uid {
+    // A registry of manifests written by hand may know no UIDs; Kubernetes always does.
+    if !node.uid.is_empty() && announcement.uid != node.uid {
         return Err(format!(
             "the announcement is for the UID {}, but the Node is {}: stale or copied",
             announcement.uid, node.uid

@@ -37,6 +37,7 @@ fn each_wrong_claim_is_quarantined_by_name_and_reason_and_its_pods_are_blocked()
     let cases: &[(&str, Break, bool)] = &[
         ("carries the announcement of node \"node-9\"", |_, a| a.node = "node-9".into(), true),
         ("stale or copied", |_, a| a.uid = "uid-old".into(), true),
+        ("stale or copied", |_, a| a.uid = String::new(), true),
         ("announces this node's own public key", |_, a| a.epochs[0].public_key = key(1), true),
         ("as does node \"node-3\"", |_, a| a.epochs[0].public_key = key(3), true),
         ("announces no key of this node's epoch 0", |_, a| a.epochs[0].epoch = 4, true),

@@ -3,6 +3,7 @@
 mod common;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use warren_api::node::Node;
@@ -113,6 +114,69 @@ fn no_pod_cidr_cuts_a_node_off_its_control_plane() {
         let cut_off = |route: &Route| route.table == names::PODS_TABLE && route.destination.contains(&server);
         assert!(!plan.desired.routes.iter().any(cut_off));
     }
+}
+
+/// Node 3 poses as a node of the control plane whose address is that of a pod of node 2.
+fn posing(address: &str) -> [Node; 2] {
+    let mut liar = with_address(3, address);
+    liar.metadata.labels.insert(LABEL.into(), String::new());
+    [announced(mk_node(2), &mk_announcement(2)), liar]
+}
+
+#[test]
+fn no_label_of_the_control_plane_opens_the_guard() {
+    let ranges = |range: &str| vec![range.parse().unwrap()];
+    let nodes_only = Settings { node_cidrs: ranges("192.0.2.0/24"), ..Settings::default() };
+    let cluster = Settings { cluster_cidrs: ranges("10.244.0.0/16"), ..Settings::default() };
+    for settings in [Settings::default(), nodes_only, cluster] {
+        let mut snapshot = mk_snapshot(&posing("10.244.2.7"));
+        snapshot.settings = settings.clone();
+        let plan = planned(&snapshot);
+        assert!(blocks(&plan, "10.244.2.7/32") && routed(&plan, "10.244.2.7"), "{settings:?}");
+        assert_eq!(peers(&plan), ["node-2"], "{settings:?}: {:?}", plan.quarantined);
+    }
+}
+
+#[test]
+fn nor_where_pods_are_in_the_subnet_of_the_nodes() {
+    let mut own = mk_node(1);
+    own.status.addresses[0].address = "10.0.0.1".into();
+    let mut snapshot = mk_snapshot(&[]);
+    snapshot.own.local_addresses[1].net = "10.0.0.1/8".parse().unwrap();
+    let records = posing("10.244.2.7").map(|node| Record::Node(Arc::new((&node).into())));
+    snapshot.records = [Record::Node(Arc::new((&own).into()))].into_iter().chain(records).collect();
+    assert!(blocks(&planned(&snapshot), "10.244.2.7/32"));
+    // What was a node's pods' stays guarded when the node is gone.
+    snapshot.records.remove(1);
+    let guard = Guard { remote_pods: ["10.244.2.0/24".parse().unwrap()].into(), ..Guard::default() };
+    assert!(blocks(&plan(&snapshot, &Standing { guard, ..Standing::default() }), "10.244.2.7/32"));
+}
+
+#[test]
+fn a_node_of_the_control_plane_in_quarantine_opens_nothing() {
+    let mut control_plane = announced(mk_node(3), &mk_announcement(3));
+    control_plane.metadata.labels.insert(LABEL.into(), String::new());
+    let node = with_pods(2, "192.0.2.3/32");
+    assert!(!blocks(&planned(&mk_snapshot(&[node.clone(), control_plane.clone()])), "192.0.2.3/32"));
+    control_plane.metadata.annotations.insert(annotations::QUARANTINE.into(), "lost".into());
+    assert!(blocks(&planned(&mk_snapshot(&[node, control_plane])), "192.0.2.3/32"));
+}
+
+#[test]
+fn no_pod_cidr_outside_the_clusters_is_believed() {
+    let others = [with_pods(2, "10.9.2.0/24"), announced(mk_node(3), &mk_announcement(3))];
+    let mut snapshot = mk_snapshot(&others);
+    assert_eq!(peers(&planned(&snapshot)), ["node-2", "node-3"]);
+    snapshot.settings.cluster_cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+    let plan = planned(&snapshot);
+    assert_eq!(peers(&plan), ["node-3"]);
+    let [found] = &plan.quarantined[..] else { panic!("{:?}", plan.quarantined) };
+    let reason = "its pod CIDR 10.9.2.0/24 is outside --cluster-cidrs";
+    assert_eq!((found.node.as_str(), found.reason.as_str()), ("node-2", reason));
+    let into_tunnel = |route: &Route| {
+        matches!(route.kind, RouteKind::Tunnel { .. }) && route.destination.to_string().starts_with("10.9.")
+    };
+    assert!(!plan.desired.routes.iter().any(into_tunnel));
 }
 
 #[test]

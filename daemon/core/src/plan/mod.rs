@@ -98,7 +98,7 @@ pub fn plan(snapshot: &Snapshot, standing: &Standing) -> Plan {
     }
     let local = locate(own, own_record, standing, &mut problems);
     let known: Vec<&NodeRecord> = others.iter().chain(&disputed).copied().collect();
-    let settings = &sound(settings, &local, &known, &mut problems);
+    let settings = &sound(settings, &local, &known, &standing.remote_pods, &mut problems);
     let servers: Vec<IpNet> = nets::cover(settings.api_servers.iter().copied().map(nets::host));
     let retained = standing.remote_pods.iter().filter(|net| settings.may_be_pods(net));
     let retained: Vec<IpNet> =
@@ -238,11 +238,13 @@ fn sort<'a>(own: &str, records: &'a [Record]) -> Sorted<'a> {
 }
 
 /// The settings, less what cannot be meant and would open the guard, and with what the registry adds: nodes of the
-/// control plane run the API server, and in a pod the daemon knows only its service's address.
+/// control plane run the API server, and in a pod the daemon knows only its service's address. `standing` are the
+/// networks that are guarded now.
 fn sound(
     settings: &Settings,
     local: &Local<'_>,
     others: &[&NodeRecord],
+    standing: &BTreeSet<IpNet>,
     problems: &mut Vec<String>,
 ) -> Settings {
     let mut sound = settings.clone();
@@ -261,12 +263,22 @@ fn sound(
         }
         !pods
     });
-    let control_plane = others.iter().filter(|node| node.control_plane).flat_map(|node| &node.addresses);
-    let outside = |address: &&IpAddr| {
-        let ranges = settings.cluster_cidrs.iter().chain(&local.pod_cidrs);
-        !ranges.into_iter().any(|range| range.contains(*address))
+    // A label and an address are a claim. It must not open the guard of a pod, so it is believed only where nodes'
+    // addresses are; where there are pods' among these, only if it is in no node's pods and was not.
+    let (mixed, apart): (Vec<IpNet>, Vec<IpNet>) =
+        claims::node_ranges(local, settings).into_iter().partition(&pods);
+    let own_pods = nets::cover(settings.cluster_cidrs.iter().chain(&local.pod_cidrs).copied());
+    let theirs = others.iter().flat_map(|node| &node.pod_cidrs).filter(|cidr| !claims::too_wide(cidr));
+    let theirs = nets::cover(theirs.chain(standing).copied());
+    let within = |ranges: &[IpNet], address: &IpAddr| ranges.iter().any(|range| range.contains(address));
+    let is_nodes = |address: &&IpAddr| {
+        nets::find(&own_pods, **address).is_none()
+            && (within(&apart, address)
+                || within(&mixed, address) && nets::find(&theirs, **address).is_none())
     };
-    sound.api_servers.extend(control_plane.filter(outside));
+    let control_plane = others.iter().filter(|node| node.control_plane && node.quarantine.is_none());
+    let servers = control_plane.flat_map(|node| &node.addresses).filter(is_nodes);
+    sound.api_servers.extend(servers);
     sound
 }
 
