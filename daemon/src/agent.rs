@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use warren_api::status::Status;
 use warren_api::{Backend, PublicKey, annotations};
 use warren_core::{
@@ -134,6 +134,8 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
 
     let mut retry = RETRY.0;
     let mut coalesce = COALESCE.0;
+    let mut pulse = interval(http::PULSE);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let began = Instant::now();
         let report = agent.pass().await;
@@ -159,6 +161,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
                     coalesce = COALESCE.0;
                     break;
                 }
+                _ = pulse.tick() => board.alive(),
                 Some(visitor) = visitors.recv() => agent.serve(&board, &mut visitors, visitor).await,
                 _ = terminate.recv() => return goodbye("SIGTERM"),
                 _ = interrupt.recv() => return goodbye("SIGINT"),

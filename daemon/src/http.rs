@@ -27,9 +27,12 @@ use crate::hands::Seen;
 use crate::metrics;
 use crate::report::{self, Report};
 
-/// A loop that has not turned for this long is stuck: a look, with the tunnel's longest silence and start,
-/// takes less than half of it.
+/// A loop that has neither turned nor waited for this long is stuck: a look, with the tunnel's longest silence and
+/// start, takes less than half of it.
 const STUCK: Duration = Duration::from_secs(60);
+
+/// How often a loop that waits, for however long, has to say so ([`Board::alive`]).
+pub const PULSE: Duration = Duration::from_secs(15);
 
 /// How long a visitor waits for a fresh look before getting the last one.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,7 +57,7 @@ pub struct Board {
 pub struct Posted {
     /// The last report.
     pub report: Report,
-    /// When the loop last turned.
+    /// When the loop last turned, or said that it waits.
     pub turned: Instant,
     /// How often it has.
     pub turns: u64,
@@ -80,6 +83,11 @@ impl Board {
             posted.turned = Instant::now();
             posted.report = report;
         });
+    }
+
+    /// The loop has nothing to do, and waits.
+    pub fn alive(&self) {
+        self.with(|posted| posted.turned = Instant::now());
     }
 
     /// Brings the report up to date without judging anything anew.
@@ -158,7 +166,7 @@ async fn livez(State(board): State<Board>) -> Response {
     if since < STUCK {
         "ok\n".into_response()
     } else {
-        let problem = format!("the loop has not turned for {} s\n", since.as_secs());
+        let problem = format!("the loop has neither turned nor waited for {} s\n", since.as_secs());
         (StatusCode::SERVICE_UNAVAILABLE, problem).into_response()
     }
 }
@@ -187,4 +195,26 @@ async fn metrics(State(board): State<Board>) -> Response {
     board.freshen().await;
     let text = board.with(|posted| metrics::encode(posted));
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn liveness(board: &Board) -> StatusCode {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(livez(State(board.clone()))).status()
+    }
+
+    #[test]
+    fn a_stuck_loop_is_found_and_a_waiting_one_lives() {
+        const { assert!(PULSE.as_secs() * 2 < STUCK.as_secs()) };
+        let (board, _door) = Board::new();
+        assert_eq!(liveness(&board), StatusCode::OK);
+        let Some(long_ago) = Instant::now().checked_sub(STUCK) else { panic!("the machine just booted") };
+        board.with(|posted| posted.turned = long_ago);
+        assert_eq!(liveness(&board), StatusCode::SERVICE_UNAVAILABLE);
+        board.alive();
+        assert_eq!(liveness(&board), StatusCode::OK);
+    }
 }

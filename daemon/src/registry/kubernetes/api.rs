@@ -245,6 +245,19 @@ pub fn code(error: &anyhow::Error) -> Option<u16> {
     }
 }
 
+/// Whether somebody else owns a field that was to be applied. Other conflicts have the same code: that the Node of this
+/// UID is gone, for one.
+pub fn is_owned(error: &anyhow::Error) -> bool {
+    let Some(kube::Error::Api(status)) = error.downcast_ref() else { return false };
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 409 && causes.any(|cause| cause.reason == "FieldManagerConflict")
+}
+
+/// Whether the same request may succeed later: the server did not answer, or not to the request.
+pub fn is_passing(error: &anyhow::Error) -> bool {
+    code(error).is_none_or(|code| matches!(code, 401 | 408 | 429 | 500..))
+}
+
 /// Whether the server says that this node knows of a version to come: its data were restored from a backup. Not any
 /// 504: gateways and busy servers answer with that, too.
 pub fn is_ahead(error: &anyhow::Error) -> bool {
@@ -255,4 +268,39 @@ pub fn is_ahead(error: &anyhow::Error) -> bool {
 async fn in_time<T>(answer: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
     let answer = timeout(ANSWER, answer).await;
     Ok(answer.with_context(|| format!("no answer within {} s", ANSWER.as_secs()))??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As servers word it.
+    fn refused(status: serde_json::Value) -> anyhow::Error {
+        let status = serde_json::from_value(status).unwrap();
+        anyhow::Error::from(kube::Error::Api(status))
+    }
+
+    #[test]
+    fn only_a_field_of_another_manager_is_owned() {
+        let owned = json!({"status": "Failure", "reason": "Conflict", "code": 409,
+            "message": "Apply failed with 1 conflict: conflict with \"kubectl\" using v1: .metadata.annotations.x",
+            "details": {"causes": [{"reason": "FieldManagerConflict", "message": "conflict with \"kubectl\"",
+                "field": ".metadata.annotations.x"}]}});
+        let gone = json!({"status": "Failure", "reason": "Conflict", "code": 409,
+            "message": "Operation cannot be fulfilled on nodes \"a\": StorageError: invalid object, Code: 4, Key: \
+                /registry/minions/a: Precondition failed: UID in precondition: u, UID in object meta: v",
+            "details": {"name": "a", "kind": "nodes"}});
+        assert!(is_owned(&refused(owned)));
+        assert!(!is_owned(&refused(gone)));
+        assert!(!is_owned(&anyhow::anyhow!("no answer")));
+    }
+
+    #[test]
+    fn what_the_server_refuses_for_good_is_not_asked_again() {
+        let passes = |code: u16| {
+            is_passing(&refused(json!({"status": "Failure", "reason": "", "message": "", "code": code})))
+        };
+        assert!([401, 429, 500, 503].into_iter().all(passes) && is_passing(&anyhow::anyhow!("no answer")));
+        assert!(![400, 403, 404, 422].into_iter().any(passes));
+    }
 }

@@ -20,6 +20,7 @@ use kube::{Client, Config};
 use rand_core::{OsRng, RngCore as _};
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
+use tokio::task::JoinError;
 use tokio::time::{sleep, sleep_until, timeout};
 use warren_api::node::Partial;
 
@@ -36,6 +37,9 @@ pub const SILENCE: Duration = Duration::from_secs(150);
 /// cost less read together than one by one; a change may wait so long. The whole thread rests: each heartbeat would
 /// wake a runtime that waits for its sockets, whether anybody reads or not.
 const REST: Duration = Duration::from_millis(40);
+
+/// After so many vain questions for a Node, some five seconds, that is said.
+const VAIN: u32 = 4;
 
 /// A watch that lasted so long has worked: what comes next is not a further attempt.
 const WORKED: Duration = Duration::from_secs(1);
@@ -55,7 +59,7 @@ pub fn start(shared: Arc<Shared>, config: Config) -> anyhow::Result<oneshot::Sen
     let feed = move || {
         runtime.block_on(async {
             tokio::select! {
-                () = run(shared, config) => {}
+                () = again(|| run(shared.clone(), config.clone()), |why| shared.broke(why)) => {}
                 _ = ended => {}
             }
         });
@@ -64,6 +68,17 @@ pub fn start(shared: Arc<Shared>, config: Config) -> anyhow::Result<oneshot::Sen
     };
     std::thread::Builder::new().name("feed".to_owned()).spawn(feed).context("the feed cannot be started")?;
     Ok(end)
+}
+
+/// Runs something for ever, anew after a panic, which `broke` is told.
+async fn again<F: Future<Output = ()> + Send + 'static>(run: impl Fn() -> F, broke: impl Fn(&JoinError)) {
+    let mut waits = backoff();
+    loop {
+        if let Err(error) = tokio::spawn(run()).await {
+            broke(&error);
+        }
+        sleep(waits.next().unwrap_or_default()).await;
+    }
 }
 
 async fn run(shared: Arc<Shared>, config: Config) {
@@ -207,6 +222,7 @@ fn ask(shared: &Arc<Shared>, name: String, at: Instant) {
     shared.tasks.clone().spawn(async move {
         sleep_until(at.into()).await;
         let mut waits = backoff();
+        let mut vain = 0;
         while let Some(version) = shared.with(|store| store.wanted(&name)) {
             let answer = {
                 // Nobody closes the semaphore.
@@ -218,13 +234,56 @@ fn ask(shared: &Arc<Shared>, name: String, at: Instant) {
                     let changed = shared.with(|store| store.got(&node, Instant::now()));
                     shared.notify(changed);
                     if shared.with(|store| store.wanted(&name)).is_none() {
-                        return;
+                        break;
                     }
                 }
-                Ok(None) => return shared.with(|store| store.gone(&name)),
-                Err(error) => tracing::debug!(node = name, "the Node cannot be got: {error:#}"),
+                Ok(None) => {
+                    shared.with(|store| store.gone(&name));
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(node = name, "the Node cannot be got: {error:#}");
+                    vain += 1;
+                    if vain >= VAIN {
+                        shared.unread(&name, Some(&error));
+                    }
+                }
             }
             sleep(waits.next().unwrap_or_default()).await;
         }
+        shared.unread(&name, None);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn after_a_panic_it_runs_anew_and_says_so() {
+        let (runs, broken) = (Arc::new(AtomicU32::new(0)), AtomicU32::new(0));
+        let run = || {
+            let runs = runs.clone();
+            async move { assert!(runs.fetch_add(1, Ordering::Relaxed) > 0, "the first breaks") }
+        };
+        let broke = |error: &JoinError| {
+            assert!(error.is_panic());
+            broken.fetch_add(1, Ordering::Relaxed);
+        };
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let twice = async {
+                while runs.load(Ordering::Relaxed) < 2 {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::select! {
+                () = again(run, broke) => {}
+                () = twice => {}
+            }
+        });
+        assert_eq!(broken.load(Ordering::Relaxed), 1);
+    }
 }

@@ -1,22 +1,26 @@
 //! Tells happenings to the cluster, as Kubernetes Events on the Node they concern.
 //!
 //! Events are for people, so there are few: the same of the same node at most every ten minutes, and all together
-//! at most ten at once and one a minute. What is left out stands in the log and in the metrics.
+//! at most ten at once and one a minute. What is left out stands in the log and in the metrics. What cannot be told
+//! while the server is away is told when it is back.
+//!
+//! What concerns another node is seen by all nodes at once. Only a few of them tell it, one after the other, under a name
+//! that all give it: whoever comes later finds that it has been told.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use rand_core::{OsRng, RngCore as _};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::time::sleep_until;
 
-use super::Shared;
+use super::{Shared, api, backoff};
 use crate::happening::{Happening, Kind};
 
 /// The same happening of the same node is told once in this time.
@@ -26,39 +30,92 @@ const BURST: u32 = 10;
 /// … and one more each time this has passed.
 const REFILL: Duration = Duration::from_secs(60);
 
-/// What concerns another node is seen by all nodes at once. It is told after a random time, longer in a large
-/// cluster, under a name that all give it: whoever comes later finds that it has been told.
-const SPREAD: Duration = Duration::from_millis(2);
+/// How many nodes tell what all see: so many that it is told although some of them are off, or do not see it. The first
+/// does at once, the last after two minutes.
+const TELLERS: u32 = 12;
+
+/// How much is kept that could not be told yet; with the limits above, an hour's.
+const KEPT: usize = 64;
 
 /// The longest name and note (validation of `events.k8s.io/v1`, of DNS subdomains), in bytes.
 const MAX_NAME: usize = 253;
 const MAX_NOTE: usize = 1024;
 
+/// What is to be told, and when.
+struct Pending {
+    happening: Happening,
+    at: Timestamp,
+    due: Instant,
+}
+
 /// Runs for as long as somebody tells.
 pub async fn run(shared: Arc<Shared>, mut happenings: mpsc::Receiver<Happening>) {
     let mut limits = Limits::new(Instant::now());
-    while let Some(happening) = happenings.recv().await {
-        if limits.allow(&happening, Instant::now()) {
-            tokio::spawn(tell(shared.clone(), happening));
-        } else {
-            shared.suppressed();
+    let mut pending: Vec<Pending> = Vec::new();
+    let mut waits = backoff();
+    let mut rested = Instant::now();
+    loop {
+        let next = (0..pending.len()).min_by_key(|place| pending[*place].due);
+        let due = next.map(|place| pending[place].due.max(rested));
+        tokio::select! {
+            happening = happenings.recv() => {
+                let Some(happening) = happening else { return };
+                let Some(wait) = turn(&shared, &happening) else { continue };
+                let now = Instant::now();
+                if pending.len() < KEPT && limits.allow(&happening, now) {
+                    pending.push(Pending { happening, at: Timestamp::now(), due: now + wait });
+                } else {
+                    shared.suppressed();
+                }
+            }
+            () = sleep_until(due.unwrap_or(rested).into()), if due.is_some() => {
+                let Some(it) = next.map(|place| pending.swap_remove(place)) else { continue };
+                match tell(&shared, &it).await {
+                    Ok(()) => waits = backoff(),
+                    Err(error) if api::is_passing(&error) => {
+                        tracing::debug!("an Event is told later: {error:#}");
+                        pending.push(it);
+                        rested = Instant::now() + waits.next().unwrap_or_default();
+                    }
+                    Err(error) => {
+                        let event = it.happening.kind.reason();
+                        tracing::warn!(event, "the Event cannot be told: {error:#}");
+                    }
+                }
+            }
         }
     }
 }
 
-async fn tell(shared: Arc<Shared>, happening: Happening) {
-    let others = shared.with(|store| store.len()) as u64;
-    if happening.node.is_some() {
-        let spread = SPREAD.as_millis() as u64 * others;
-        sleep(Duration::from_millis(OsRng.next_u64() % spread.max(1))).await;
-    }
+/// How long this node waits before it tells; `None` if that is left to others.
+fn turn(shared: &Shared, happening: &Happening) -> Option<Duration> {
+    let Some(subject) = &happening.node else { return Some(Duration::ZERO) };
+    let place = shared.with(|store| place(&shared.node, subject, happening.kind, store.announcing()));
+    // Who comes later has time to find that it has been told.
+    (place < TELLERS).then(|| Duration::from_secs(u64::from(place * place)))
+}
+
+/// Where this node stands in the row of those that tell something of `subject`. All nodes make the same row (rendezvous
+/// hashing), another for each subject.
+fn place<'a>(own: &str, subject: &str, kind: Kind, nodes: impl Iterator<Item = &'a str>) -> u32 {
+    let weight = |name: &str| {
+        let mut hasher = DefaultHasher::new();
+        (kind.reason(), subject, name).hash(&mut hasher);
+        hasher.finish()
+    };
+    let own_weight = weight(own);
+    // Of what it is accused, the subject says nothing.
+    let before = nodes.filter(|name| *name != own && *name != subject && weight(name) < own_weight);
+    before.take(TELLERS as usize).count() as u32
+}
+
+async fn tell(shared: &Shared, Pending { happening, at, .. }: &Pending) -> anyhow::Result<()> {
     let subject = happening.node.as_ref().unwrap_or(&shared.node);
-    // A file that holds no Node can be quarantined, too; there is nothing to hang an Event on.
-    let Some(uid) = shared.with(|store| store.uid(subject).map(str::to_owned)) else { return };
-    let event = event(&shared.node, subject, uid, &happening, Timestamp::now());
-    if let Err(error) = shared.api.create(&event).await {
-        tracing::warn!(event = happening.kind.reason(), "the Event cannot be told: {error:#}");
-    }
+    let Some(uid) = shared.with(|store| store.uid(subject).map(str::to_owned)) else {
+        // A node that is gone by now needs no Event; the own Node may not be known yet.
+        return if happening.node.is_some() { Ok(()) } else { None.context("the own Node is not known") };
+    };
+    shared.api.create(&event(&shared.node, subject, uid, happening, *at)).await
 }
 
 fn event(own: &str, subject: &str, uid: String, happening: &Happening, now: Timestamp) -> Event {
@@ -146,6 +203,26 @@ mod tests {
         assert!(!limits.allow(&quarantined("z"), start + SAME / 2 + REFILL / 2));
         assert!(limits.allow(&quarantined("z"), start + SAME / 2 + REFILL));
         assert!(limits.allow(&quarantined("a"), start + SAME * 2), "again, after a while");
+    }
+
+    #[test]
+    fn few_nodes_tell_what_all_see() {
+        let nodes: Vec<String> = (0..5000).map(|number| format!("node-{number}")).collect();
+        let mut first = std::collections::BTreeSet::new();
+        for subject in &nodes[..20] {
+            let names = || nodes.iter().map(String::as_str);
+            let places = names()
+                .filter(|name| name != subject)
+                .map(|name| (place(name, subject, Kind::NodeQuarantined, names()), name));
+            let mut tellers: Vec<_> = places.filter(|(place, _)| *place < TELLERS).collect();
+            tellers.sort_unstable();
+            let row: Vec<u32> = tellers.iter().map(|(place, _)| *place).collect();
+            assert_eq!(row, (0..TELLERS).collect::<Vec<_>>(), "one for each place");
+            first.insert(tellers[0].1);
+        }
+        assert!(first.len() > 15, "not always the same: {first:?}");
+        // Alone, or among nodes without Warren, it is this node's to tell.
+        assert_eq!(place("a", "b", Kind::NodeQuarantined, ["a", "b"].into_iter()), 0);
     }
 
     #[test]

@@ -92,6 +92,8 @@ struct Contact {
     last: Instant,
     /// Why nothing comes; `None` while something does.
     trouble: Option<String>,
+    /// Why Nodes cannot be read one by one, while the watch tells that they changed.
+    unread: BTreeMap<String, String>,
     /// Why the own Node cannot be written.
     unwritten: Option<String>,
 }
@@ -125,6 +127,7 @@ impl KubernetesRegistry {
             contact: Mutex::new(Contact {
                 last: Instant::now(),
                 trouble: Some("not listed yet".to_owned()),
+                unread: BTreeMap::new(),
                 unwritten: None,
             }),
             changed,
@@ -180,11 +183,12 @@ impl KubernetesRegistry {
     /// How it stands with the API server.
     pub fn status(&self) -> RegistryStatus {
         let contact = self.shared.contact();
+        let trouble = contact.trouble.clone().or_else(|| contact.unread.values().next().cloned());
         RegistryStatus {
             source: self.url.clone(),
-            connected: contact.trouble.is_none(),
+            connected: trouble.is_none(),
             last_contact_age: contact.last.elapsed().as_secs_f64(),
-            trouble: contact.trouble.clone(),
+            trouble,
             unwritten: contact.unwritten.clone(),
             requests: self
                 .shared
@@ -242,6 +246,33 @@ impl Shared {
             tracing::warn!("no contact with the API server; what is known of the nodes holds: {trouble}");
         }
         contact.trouble = Some(trouble);
+    }
+
+    /// The feed broke off, by an error in this program. What was read last may be half of something.
+    fn broke(&self, why: &dyn std::fmt::Display) {
+        self.lost_contact(&anyhow::anyhow!("the feed broke off and begins anew: {why}"));
+        self.with(Store::forget_version);
+    }
+
+    /// That a Node cannot be read, or need not be any more.
+    fn unread(&self, node: &str, error: Option<&anyhow::Error>) {
+        let mut contact = self.contact();
+        let quiet = contact.unread.is_empty();
+        match error {
+            Some(error) => {
+                let trouble = format!("the Node {node:?} changed and cannot be read: {}", explained(error));
+                if quiet {
+                    tracing::warn!("what changed is not believed: {trouble}");
+                }
+                contact.unread.insert(node.to_owned(), trouble);
+            }
+            None => {
+                contact.unread.remove(node);
+                if !quiet && contact.unread.is_empty() {
+                    tracing::info!("the Nodes that changed are read");
+                }
+            }
+        }
     }
 
     /// Whether the own Node could be written.

@@ -154,7 +154,7 @@ async fn announce(
     let annotations: Vec<(String, String)> = annotations.clone().into_iter().collect();
     let apply = |force| shared.api.apply(&shared.node, &own.uid, &annotations, force);
     match apply(false).await {
-        Err(error) if api::code(&error) == Some(409) => {
+        Err(error) if api::is_owned(&error) => {
             tracing::warn!("somebody else wrote this Node's announcement, which is taken back: {error:#}");
             apply(true).await
         }

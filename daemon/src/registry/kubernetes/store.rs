@@ -82,6 +82,7 @@ impl Entry {
     fn see(&mut self, metadata: &Metadata) -> bool {
         let quarantine = metadata.annotations.get(QUARANTINE);
         let control_plane = metadata.is_control_plane();
+        let host_left_out = metadata.is_host_left_out();
         let announces = metadata.annotations.contains_key(ANNOUNCEMENT);
         if !announces {
             self.text = None;
@@ -89,11 +90,13 @@ impl Entry {
         // Hundreds of heartbeats a second come here to say nothing new: they must not cost a copy.
         let changed = self.record.quarantine.as_ref() != quarantine
             || self.record.control_plane != control_plane
+            || self.record.host_left_out != host_left_out
             || self.record.announcement.is_some() && !announces;
         if changed {
             let record = Arc::make_mut(&mut self.record);
             record.quarantine = quarantine.cloned();
             record.control_plane = control_plane;
+            record.host_left_out = host_left_out;
             record.announcement = record.announcement.take().filter(|_| announces);
         }
         changed
@@ -135,9 +138,10 @@ impl Store {
         self.nodes.get(name).map(|entry| entry.record.uid.as_str())
     }
 
-    /// How many Nodes there are.
-    pub fn len(&self) -> usize {
-        self.nodes.len()
+    /// The names of the nodes that announce themselves: Warren runs there.
+    pub fn announcing(&self) -> impl Iterator<Item = &str> {
+        let announces = |entry: &Entry| matches!(entry.record.announcement, Some(Ok(_)));
+        self.nodes.iter().filter(move |(_, entry)| announces(entry)).map(|(name, _)| name.as_str())
     }
 
     /// Where the watch goes on; empty if all Nodes have to be listed first.
@@ -343,6 +347,7 @@ fn number(version: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use warren_api::annotations::ENCRYPT_HOST;
     use warren_api::node::{Address, Spec, Status, Taint};
 
     const NOW: fn() -> Instant = Instant::now;
@@ -435,11 +440,23 @@ mod tests {
     }
 
     #[test]
+    fn an_operators_labels_hold_at_once() {
+        let mut store = mk_store();
+        for (version, value) in [(11, "false"), (12, "true")] {
+            let mut labelled = metadata("a", "u", version, Some("x"));
+            labelled.labels.insert(ENCRYPT_HOST.into(), value.into());
+            assert_eq!(store.seen(&labelled, NOW()), Effect { changed: true, ask: None }, "{value}");
+            assert_eq!(store.nodes["a"].record.host_left_out, value == "false");
+            assert_eq!(store.seen(&labelled, NOW()), Effect::default(), "{value}, once more");
+        }
+    }
+
+    #[test]
     fn a_node_made_anew_is_asked_for_and_its_predecessors_end_does_not_take_it_along() {
         let mut store = mk_store();
         let now = NOW();
         assert!(store.deleted(&metadata("a", "u", 11, Some("x"))).changed);
-        assert_eq!(store.len(), 1);
+        assert_eq!(store.nodes.len(), 1);
         assert_eq!(store.seen(&metadata("a", "v", 12, None), now).ask, Some(now));
         assert!(store.got(&node(metadata("a", "v", 12, None)), now));
         assert_eq!(
@@ -457,7 +474,7 @@ mod tests {
         store.seen(&metadata("a", "u", 11, Some("y")), now);
         store.deleted(&metadata("a", "u", 12, Some("y")));
         assert!(!store.got(&node(metadata("a", "u", 11, Some("y"))), now));
-        assert_eq!((store.len(), store.wanted("a")), (1, None));
+        assert_eq!((store.nodes.len(), store.wanted("a")), (1, None));
     }
 
     #[test]
