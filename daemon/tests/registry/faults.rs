@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tokio::time::sleep;
 use warren_testkit::apiserver::fake::{Failure, Garbage, NodeSpec, Stall, Verb};
 
-use crate::site::{OTHER, OWN, Site, at_site, at_site_of, start, version};
+use crate::site::{OTHER, OWN, SILENCE, SOON, Site, at_site, at_site_of, at_site_with, start, version};
 
 /// Changes something and waits until it is known: that the watch works.
 async fn news(site: &Site<'_>, number: u32) -> Result<Duration> {
@@ -192,6 +192,151 @@ pub fn errors() -> Result<()> {
         news(site, 11).await?;
         Ok(())
     })
+}
+
+/// Refused for a while, the daemon asks ever more rarely: after 0.5 s to 1 s, then twice as long each time.
+pub fn overloaded() -> Result<()> {
+    at_site(3, async |site| {
+        site.server.fail(Failure::status(503));
+        site.server.reset_counts();
+        site.server.disconnect();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(7) {
+            ensure!(site.known()?.len() == 3, "{} are known", site.known()?.len());
+            sleep(Duration::from_millis(100)).await;
+        }
+        let asked: u64 = Verb::ALL.into_iter().map(|verb| site.asked(verb)).sum();
+        // At once, then after at least 0.5, 1, 2 and 4 s, at most 1, 2 and 4.
+        ensure!((3..=4).contains(&asked), "{asked} requests in 7 s");
+        ensure!(!site.registry.status().connected);
+        site.server.lift_failures();
+        news(site, 7).await?;
+        Ok(())
+    })
+}
+
+/// Nothing happens but bookmarks: the watch goes on. Then not even these come: it is given up, and what it missed
+/// is found.
+pub fn silence() -> Result<()> {
+    at_site(3, async |site| {
+        sleep(SILENCE * 2).await;
+        let asked = [Verb::List, Verb::ListMetadata, Verb::WatchMetadata].map(|verb| site.asked(verb));
+        ensure!(asked == [1, 0, 1], "while nothing happens, asked {asked:?}");
+        ensure!(site.registry.status().connected);
+
+        site.server.stall(Stall::Watches);
+        let took = news(site, 7).await?;
+        ensure!(took > SILENCE / 2, "the watch is not silent: news after {took:?}");
+        ensure!(site.asked(Verb::List) == 1 && site.asked(Verb::ListMetadata) >= 1);
+        site.server.resume();
+        site.until("a watch", Site::is_watching).await?;
+        news(site, 8).await?;
+        Ok(())
+    })
+}
+
+/// History is compacted while a list is read: the server knows nothing of the next page any more.
+pub fn compacted_list() -> Result<()> {
+    const NODES: u16 = 1200;
+    let specs: Vec<NodeSpec> = (1..=NODES).map(NodeSpec::numbered).collect();
+    at_site_of(&specs, async |site| {
+        // Whatever was under way is begun anew.
+        site.server.go_away();
+        site.server.set_latency(Duration::from_millis(500));
+        site.server.reset_counts();
+        ensure!(site.known().is_err(), "it was listed before anything could be done about it");
+        site.server.come_back();
+        site.until("the first page", |site| {
+            let pages = site.server.count(Verb::List);
+            ensure!(pages.bytes > 0 && pages.requests == 2, "{pages:?}");
+            Ok(())
+        })
+        .await?;
+        site.server.compact();
+        site.server.delete_node("node-01200")?;
+        site.until("the refusal", |site| {
+            let trouble = site.registry.status().trouble.unwrap_or_default();
+            ensure!(trouble.contains("cannot be listed") && trouble.contains("continue"), "{trouble:?}");
+            Ok(())
+        })
+        .await?;
+        ensure!(site.known().is_err(), "half a list is believed");
+        site.server.set_latency(Duration::ZERO);
+        site.until("the list", |site| {
+            let known = site.known()?;
+            ensure!(known.len() == usize::from(NODES) - 1 && known.contains_key("node-01199"));
+            ensure!(site.registry.status().connected);
+            Ok(())
+        })
+        .await?;
+        let pages = site.asked(Verb::List);
+        ensure!(pages == 5, "{pages} pages: one, the refused one, and three");
+        Ok(())
+    })
+}
+
+/// The watch tells that a Node changed, but it may not be read: that is said, and nothing new is believed.
+pub fn unread() -> Result<()> {
+    at_site(3, async |site| {
+        site.announce(OTHER, &version(7))?;
+        site.until_announces(OTHER, "UnknownVersion(7)").await?;
+        site.server.fail(Failure::status(403).of(Verb::Get));
+        site.announce(OTHER, &version(8))?;
+        site.until("the reason", |site| {
+            let status = site.registry.status();
+            let trouble = status.trouble.unwrap_or_default();
+            let said = [OTHER, "ClusterRole warren-daemon"].iter().all(|part| trouble.contains(part));
+            ensure!(said && !status.connected, "{trouble:?}");
+            Ok(())
+        })
+        .await?;
+        ensure!(site.is_watching().is_ok(), "the watch works");
+        site.until_announces(OTHER, "UnknownVersion(7)").await?;
+        site.server.lift_failures();
+        site.until_announces(OTHER, "UnknownVersion(8)").await?;
+        site.until("contact", |site| {
+            ensure!(site.registry.status().connected, "{:?}", site.registry.status());
+            Ok(())
+        })
+        .await?;
+        Ok(())
+    })
+}
+
+/// The ServiceAccount's token is replaced in its file, as the kubelet does, and the old one holds no more. The file is
+/// read once a minute.
+pub fn new_token() -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), "the-token-of-the-fake")?;
+    let nodes = [1, 2].map(NodeSpec::numbered);
+    at_site_with(
+        &nodes,
+        |server| server.kubeconfig_with_token_file(file.path()),
+        async |site| {
+            site.until("a watch", Site::is_watching).await?;
+            std::fs::write(file.path(), "another")?;
+            site.server.set_token(Some("another"));
+            site.server.disconnect();
+            site.announce(OTHER, &version(7))?;
+            let limit = Duration::from_secs(60) + SOON;
+            site.until_within(limit, "news with the new token", |site| {
+                let known = site.known()?;
+                ensure!(known.len() == 2, "{} are known", known.len());
+                ensure!(format!("{:?}", known[OTHER].announcement).contains("UnknownVersion(7)"));
+                Ok(())
+            })
+            .await?;
+            site.registry.publish(&[(warren_api::annotations::ANNOUNCEMENT, "mine".to_owned())]);
+            site.until("the announcement", |site| {
+                let stands = site.server.annotation(OWN, warren_api::annotations::ANNOUNCEMENT);
+                ensure!(stands.as_deref() == Some("mine"), "it is {stands:?}");
+                Ok(())
+            })
+            .await?;
+            ensure!(site.asked(Verb::List) == 1, "{} lists", site.asked(Verb::List));
+            Ok(())
+        },
+    )
 }
 
 pub fn away() -> Result<()> {

@@ -17,6 +17,11 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a server restored from a backup is listed anew", faults::restored),
     ("garbage in the watch is survived", faults::garbage),
     ("errors, throttling and slowness are waited out", faults::errors),
+    ("while the server is overloaded, it is asked ever more rarely", faults::overloaded),
+    ("a quiet watch goes on, a silent one is given up", faults::silence),
+    ("history compacted between two pages of a list", faults::compacted_list),
+    ("a Node that may not be read is said, and not believed", faults::unread),
+    ("a ServiceAccount's token is replaced", faults::new_token),
     ("while the server is away, what is known holds", faults::away),
     ("without a server there is no list, and the reason is said", faults::never_there),
     ("a refused token and a missing right say what to do", faults::refused),
@@ -26,6 +31,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("where server-side apply fails, annotations are merged", publishing::without_apply),
     ("the startup taint goes when the node is ready, and no other", publishing::taint),
     ("happenings become Events, and few of them", publishing::events),
+    ("what cannot be told is told later", publishing::late_events),
 ];
 
 fn main() -> ExitCode {

@@ -171,3 +171,50 @@ pub fn events() -> Result<()> {
         Ok(())
     })
 }
+
+/// What happens while the server is away, or before it was ever there, is told when it is back, once.
+pub fn late_events() -> Result<()> {
+    let own = |kind, note: &str| Happening { kind, node: None, note: note.to_owned() };
+    at_site_of(&[NodeSpec::numbered(1)], async |site| {
+        site.server.go_away();
+        site.registry.tell(own(Kind::BackendFallback, "before anything is known"));
+        site.until("the loss of contact", |site| {
+            let trouble = site.registry.status().trouble.unwrap_or_default();
+            ensure!(trouble.contains("onnect"), "{trouble:?}");
+            Ok(())
+        })
+        .await?;
+        site.server.come_back();
+        until_told(site, &["before anything is known"]).await?;
+
+        site.server.fail(Failure::status(503).of(Verb::PostEvent));
+        site.registry.tell(own(Kind::ClearTextStopped, "while it is overloaded"));
+        site.until("a vain attempt", |site| {
+            ensure!(site.asked(Verb::PostEvent) >= 2, "{} Events", site.asked(Verb::PostEvent));
+            Ok(())
+        })
+        .await?;
+        site.server.lift_failures();
+        until_told(site, &["before anything is known", "while it is overloaded"]).await?;
+
+        // What is refused for good is not kept.
+        site.server.reset_counts();
+        site.server.fail(Failure::status(403).of(Verb::PostEvent).times(1));
+        site.registry.tell(own(Kind::ClearTextPassed, "refused"));
+        site.registry.tell(own(Kind::KeyRotated, "told"));
+        until_told(site, &["before anything is known", "while it is overloaded", "told"]).await?;
+        ensure!(site.asked(Verb::PostEvent) == 2, "{} Events", site.asked(Verb::PostEvent));
+        ensure!(site.registry.status().suppressed_events == 0);
+        Ok(())
+    })
+}
+
+async fn until_told(site: &Site<'_>, notes: &[&str]) -> Result<Duration> {
+    site.until("the Events", |site| {
+        let events = site.server.events();
+        let told: Vec<&str> = events.iter().filter_map(|event| event["note"].as_str()).collect();
+        ensure!(told == notes, "told was {told:?}");
+        Ok(())
+    })
+    .await
+}

@@ -23,7 +23,7 @@ pub const OTHER: &str = "node-00002";
 pub const SOON: Duration = Duration::from_secs(45);
 
 /// A watch is given up after this much silence; the server sends bookmarks ten times as often.
-const SILENCE: Duration = Duration::from_secs(3);
+pub const SILENCE: Duration = Duration::from_secs(3);
 
 pub struct Site<'a> {
     pub netns: &'a Netns,
@@ -53,11 +53,20 @@ pub fn at_site_of(
     nodes: &[NodeSpec],
     scenario: impl AsyncFnOnce(&mut Site) -> Result<()> + Send,
 ) -> Result<()> {
+    at_site_with(nodes, ApiServer::kubeconfig, scenario)
+}
+
+/// [`at_site_of`], with another kubeconfig.
+pub fn at_site_with(
+    nodes: &[NodeSpec],
+    configure: impl FnOnce(&ApiServer) -> String,
+    scenario: impl AsyncFnOnce(&mut Site) -> Result<()> + Send,
+) -> Result<()> {
     let netns = Netns::new("registry")?;
     let server = start(&netns, "127.0.0.1:0".parse()?)?;
     server.add_nodes(nodes)?;
     let kubeconfig = tempfile::NamedTempFile::new()?;
-    std::fs::write(kubeconfig.path(), server.kubeconfig())?;
+    std::fs::write(kubeconfig.path(), configure(&server))?;
     netns.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -94,12 +103,22 @@ impl Site<'_> {
 
     /// Waits for a condition, letting the registry work.
     pub async fn until(&self, what: &str, check: impl Fn(&Self) -> Result<()>) -> Result<Duration> {
+        self.until_within(SOON, what, check).await
+    }
+
+    /// [`Site::until`], with another limit.
+    pub async fn until_within(
+        &self,
+        limit: Duration,
+        what: &str,
+        check: impl Fn(&Self) -> Result<()>,
+    ) -> Result<Duration> {
         let start = Instant::now();
         loop {
             match check(self) {
                 Ok(()) => return Ok(start.elapsed()),
-                Err(error) if start.elapsed() > SOON => {
-                    return Err(error.context(format!("{what} did not come within {SOON:?}")));
+                Err(error) if start.elapsed() > limit => {
+                    return Err(error.context(format!("{what} did not come within {limit:?}")));
                 }
                 Err(_) => sleep(Duration::from_millis(5)).await,
             }

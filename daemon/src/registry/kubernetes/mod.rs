@@ -311,3 +311,20 @@ fn explained(error: &anyhow::Error) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_between_attempts_grow_to_a_bound_and_differ_between_nodes() {
+        let nodes: Vec<Vec<Duration>> = (0..50).map(|_| backoff().take(20).collect()).collect();
+        for (attempt, shortest) in [(0, 500), (1, 1000), (2, 2000), (10, 10_000), (19, 10_000)] {
+            let shortest = Duration::from_millis(shortest);
+            let mut waits: Vec<Duration> = nodes.iter().map(|waits| waits[attempt]).collect();
+            waits.sort_unstable();
+            assert!(waits[0] >= shortest && waits[49] <= shortest * 2, "attempt {attempt}: {waits:?}");
+            assert!(waits[49] - waits[0] > shortest / 2, "attempt {attempt}: {waits:?}");
+        }
+    }
+}
