@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use warren_testkit::lab::{Lab, WarrendOptions};
-use warren_testkit::wait;
+use warren_testkit::lab::{Lab, WarrendOptions, needs_kernel_wireguard};
+use warren_testkit::{scenario, wait};
 
 use crate::cluster::{NEWS, VISITOR, VISITORS_CIDR, await_quarantine, two_nodes, visit};
 use crate::common::{in_lab, in_mesh, no_talk};
@@ -67,6 +67,23 @@ pub fn clear_text() -> Result<()> {
         no_talk(mesh.pod(2, 1), mesh.pod(1, 1))?;
         let note = await_event(&mesh.lab, "node-1", "ClearTextStopped", "Warning")?;
         ensure!(note.contains("stopped") && !note.contains("in from pods 0"), "the Event says {note:?}");
+        println!("{note}");
+        Ok(())
+    })
+}
+
+/// A node that was to have its tunnels in the kernel, which has no WireGuard.
+pub fn fallback() -> Result<()> {
+    if needs_kernel_wireguard().is_ok() {
+        return Err(scenario::not_run("this kernel has WireGuard, so nothing falls back"));
+    }
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        node.start_warrend(&WarrendOptions { backend: Some("auto"), ..WarrendOptions::default() })?;
+        wait::until("warrend", NEWS, || node.ready())?;
+        let note = await_event(&mesh.lab, "node-1", "BackendFallback", "Warning")?;
+        ensure!(note.contains("warren-tunnel carries the traffic"), "the Event says {note:?}");
+        ensure!(node.status()?.fallback.is_some(), "its status says nothing of it");
         println!("{note}");
         Ok(())
     })

@@ -9,10 +9,12 @@ mod cluster;
 #[allow(dead_code, reason = "shared with the scenarios of `mesh`, which use all of it")]
 mod common;
 mod containers;
+mod contradictions;
 mod events;
 mod lies;
 mod membership;
 mod outages;
+mod removal;
 mod rights;
 
 use std::process::ExitCode;
@@ -46,11 +48,16 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("nothing is lost when history is compacted in mid-watch", outages::compacted),
     ("one key announced twice", lies::one_key_twice),
     ("one pod CIDR announced twice", lies::one_cidr_twice),
+    ("two daemons with one key", contradictions::one_key),
+    ("two daemons with one pod CIDR", contradictions::one_pod_cidr),
+    ("an operator takes a node out and back in", contradictions::operators_quarantine),
     ("an announcement garbled by hand is not obeyed, and put right", lies::garbled),
     ("an annotation removed by hand is put back", lies::removed),
     ("an announcement that another tool owns is taken back", lies::taken_over),
     ("Events tell of quarantines and keys", events::quarantine_and_keys),
     ("Events tell of clear text", events::clear_text),
+    ("Events tell of a fallback to userspace", events::fallback),
+    ("Warren is taken off the cluster without losing a packet", removal::loses_nothing),
 ];
 
 fn main() -> ExitCode {

@@ -21,8 +21,20 @@ pub fn killed() -> Result<()> {
         api.kill()?;
         await_contact(mesh, false, NEWS)?;
         std::thread::sleep(AWAY);
+        alive(mesh)?;
         api.restart()
     })
+}
+
+/// No kubelet restarts a daemon because the API server is away, or takes it for unready.
+fn alive(mesh: &Mesh) -> Result<()> {
+    for node in &mesh.lab.nodes {
+        for probe in ["/livez", "/readyz"] {
+            let (code, text) = node.http(probe)?;
+            ensure!(code == 200, "{probe} of {}: {code} {text}", node.name);
+        }
+    }
+    Ok(())
 }
 
 /// The server answers nobody, though its connections stand.
@@ -43,6 +55,7 @@ pub fn cut_off() -> Result<()> {
         let cut = mesh.lab.api().cut()?;
         visit(&mesh.lab, VISITORS_CIDR, |_| None)?;
         std::thread::sleep(AWAY);
+        alive(mesh)?;
         ensure!(await_known(mesh, VISITOR, true, Duration::ZERO).is_err(), "the cut cut nothing");
         drop(cut);
         await_known(mesh, VISITOR, true, RETURN)?;
