@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
-use warren_api::status::Status;
+use warren_api::status::{Enforcement, Status};
 use warren_api::{Backend, PublicKey, annotations};
 use warren_core::{
-    Action, Desired, Guard, Numbers, Own, PeerInfo, Plan, Settings, Snapshot, Withdrawal, diff, plan,
-    renewals,
+    Action, Desired, Guard, Numbers, Own, PeerInfo, Plan, RouteKind, Settings, Snapshot, Withdrawal, diff,
+    plan, renewals,
 };
 
 use crate::args::{self, BackendChoice, Shares};
@@ -47,6 +47,10 @@ const RESYNC: Duration = Duration::from_secs(5);
 const IDLE: u32 = 600;
 const LONGEST: Duration = Duration::from_secs(60);
 const BUSY: u32 = 4;
+
+/// How long packets may be in a tunnel's queues, on a busy machine. Where the way into a tunnel is taken away and they may
+/// go on without it (permissive), its peers stay for so long: what was on its way arrives.
+const DRAIN: Duration = Duration::from_millis(50);
 
 /// After so many looks without an answer, about 15 s, a tunnel is taken for dead.
 const SILENT_LOOKS: u32 = 15;
@@ -411,6 +415,7 @@ impl Agent {
     async fn apply(&mut self, actions: &[Action], seen: &Seen, failures: &mut Vec<String>) {
         const EACH: usize = 12;
         let again = self.failed == actions;
+        let permissive = self.settings.current().enforcement == Enforcement::Permissive;
         for run in Action::runs(actions) {
             if run[0].removes() && !failures.is_empty() {
                 continue;
@@ -422,8 +427,19 @@ impl Agent {
                     tracing::debug!("{action}");
                 }
             }
+            let stops = matches!(run[0], Action::StopTunnel { .. });
+            if stops && permissive {
+                sleep(DRAIN).await;
+            }
             let errors = self.hands.apply_run(run, Some(&self.identity), seen.counters()).await;
             failures.extend(errors.iter().map(|error| format!("{error:#}")));
+            let leaves = |action: &Action| match action {
+                Action::RemoveRoute(route) => matches!(route.kind, RouteKind::Tunnel { .. }),
+                _ => false,
+            };
+            if permissive && run.iter().any(leaves) {
+                sleep(DRAIN).await;
+            }
         }
         if actions.len() > EACH && !again {
             tracing::info!(actions = actions.len(), failed = failures.len(), "brought the node up to date");
