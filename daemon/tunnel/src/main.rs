@@ -56,8 +56,7 @@ fn main() -> ExitCode {
 
 fn run(Args { foreground, on_demand, probe, lanes, log, interface }: Args) -> Result<()> {
     if probe {
-        let interfaces = if on_demand { demand::wanted(&interface)? } else { [interface].into() };
-        return interfaces.iter().try_for_each(|interface| self::probe(interface));
+        return if on_demand { demand::probe(&interface, PROBE) } else { self::probe(&interface) };
     }
     // Keys are in memory from now on: no core dumps, no ptrace by others than root.
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use warren_testkit::scenario::{self, Scenario};
 
+#[path = "scenarios/demand.rs"]
+mod demand;
 #[path = "scenarios/flood.rs"]
 mod flood;
 #[path = "scenarios/interop.rs"]
@@ -54,6 +56,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("errors reach the caller", lifecycle::errors),
     ("silent and slow clients hold nobody up", lifecycle::silent_clients),
     ("an idle tunnel costs nothing", lifecycle::idle),
+    ("sockets of tunnels on demand are root's alone, and nothing is left of them", demand::sockets),
+    ("tunnels on demand whose names are taken are tried without haste", demand::taken_names),
+    ("a probe of many tunnels takes no longer than of one", demand::probe),
     ("a flood of bad input", flood::flood),
 ];
 

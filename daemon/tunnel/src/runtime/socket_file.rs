@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::sys::socket::{self, Backlog};
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
 
 use crate::uapi::SOCKET_DIR;
 use crate::uapi::client::connect;
 
 /// How long a program that has our socket may take to accept.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// How many clients may wait to be accepted: as many as the standard library asks for.
+const BACKLOG: i32 = 128;
 
 /// A listening configuration socket, and the file that leads to it. Removing the file is the protocol's
 /// way to end the program.
@@ -52,12 +55,7 @@ impl SocketFile {
             // Nothing there, or something that binding will complain about.
             Err(_) => {}
         }
-        // Only root may read keys. Not by chmod afterwards: that would leave a moment.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(path);
-        umask(before);
-        let listener = listener.with_context(|| format!("binding {}", path.display()))?;
-        listener.set_nonblocking(true)?;
+        let listener = listen(path).with_context(|| format!("binding {}", path.display()))?;
         let watch = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
             .context("watching the socket's directory (is fs.inotify.max_user_instances too low?)")?;
         let removals =
@@ -70,8 +68,7 @@ impl SocketFile {
     /// Makes the kernel name this process to whoever asks who is behind the socket (SO_PEERCRED, unix(7)):
     /// it remembers who called listen last, and that was the parent, before it went into the background.
     pub fn claim(&self) -> Result<()> {
-        // As many as the standard library asks for.
-        socket::listen(&self.listener, Backlog::new(128)?).context("listening on the socket")
+        socket::listen(&self.listener, Backlog::new(BACKLOG)?).context("listening on the socket")
     }
 
     /// The listening socket, non-blocking.
@@ -99,6 +96,18 @@ impl SocketFile {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
+}
+
+/// A listening socket whose file only root may open, since it hands out the private key. Not by chmod afterwards, which
+/// would leave a moment; nor by umask, which is the whole process's, and other threads make files, too. The kernel gives
+/// the file the mode that the socket has when it is bound (`unix_bind_bsd` in net/unix/af_unix.c).
+fn listen(path: &Path) -> Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, Mode::from_bits_truncate(0o600))?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::new(BACKLOG)?)?;
+    Ok(UnixListener::from(socket))
 }
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {

@@ -177,7 +177,7 @@ pub fn idle() -> Result<()> {
 }
 
 /// Processor time used so far, in ticks of 10 ms (proc(5), fields 14 and 15 of stat).
-fn cpu_ticks(pid: u32) -> Result<u64> {
+pub fn cpu_ticks(pid: u32) -> Result<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let fields = stat.rsplit_once(')').context("a strange stat file")?.1;
     let mut times = fields.split_whitespace().skip(11).map(str::parse::<u64>);
