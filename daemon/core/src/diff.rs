@@ -141,12 +141,15 @@ impl Action {
         }
     }
 
-    /// Cuts actions into runs that can be applied together: of routes that come or go there may be thousands.
+    /// Cuts actions into runs that can be applied together: of routes that come or go there may be thousands, and
+    /// tunnels take their time to start.
     pub fn runs(actions: &[Self]) -> impl Iterator<Item = &[Self]> {
         actions.chunk_by(|one, next| {
             matches!(
                 (one, next),
-                (Self::AddRoute(_), Self::AddRoute(_)) | (Self::RemoveRoute(_), Self::RemoveRoute(_))
+                (Self::AddRoute(_), Self::AddRoute(_))
+                    | (Self::RemoveRoute(_), Self::RemoveRoute(_))
+                    | (Self::StartTunnel { .. }, Self::StartTunnel { .. })
             )
         })
     }
@@ -173,6 +176,9 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let found = |interface: &Arc<str>| observed.tunnels.get(interface).unwrap_or(&none);
     let changes = desired.tunnels.iter().flat_map(|(name, wanted)| tunnel(name, wanted, found(name)));
     let (farewells, changes): (Vec<_>, Vec<_>) = changes.partition(is_farewell);
+    let (starts, changes): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|change| matches!(change, Action::StartTunnel { .. }));
+    actions.extend(starts);
     actions.extend(changes);
     actions.extend(tunnels.into_iter().map(Action::AddRoute));
     actions.extend(hosts.into_iter().map(Action::AddRule));
