@@ -19,7 +19,7 @@ pub enum Backend {
 
 impl Backend {
     /// That of a node, by its number from 1.
-    pub(super) fn of(number: usize) -> Result<Self> {
+    pub fn of(number: usize) -> Result<Self> {
         let chosen = std::env::var("WARREN_TEST_BACKEND").unwrap_or_default();
         Ok(match chosen.as_str() {
             "" | "userspace" => Self::Userspace,
@@ -28,6 +28,14 @@ impl Backend {
             "mixed" => Self::Userspace,
             _ => bail!("WARREN_TEST_BACKEND is {chosen:?}; it may be kernel, userspace or mixed"),
         })
+    }
+
+    /// Fails, as [`scenario::not_run`], unless a process carries the tunnels.
+    pub fn needs_process(self) -> Result<()> {
+        match self {
+            Self::Userspace => Ok(()),
+            Self::Kernel => Err(scenario::not_run("the kernel carries the tunnels, not a process")),
+        }
     }
 
     /// As warrend's `--backend` takes it.

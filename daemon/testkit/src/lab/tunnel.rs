@@ -1,12 +1,20 @@
 //! The tunnel of a node, whatever carries it: how it is told from another, and how it is lost.
 
-use anyhow::{Context, Result, bail, ensure};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Pid;
 use warren_api::names;
 
 use super::{Backend, Node, Rights};
-use crate::scenario;
+use crate::wait;
+
+/// How long `warren-tunnel` may take to end. It takes milliseconds.
+const STOP: Duration = Duration::from_secs(5);
 
 /// One tunnel of many that a node may have had, one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,14 +39,9 @@ impl Node {
         Ok(Tunnel { interface, pid })
     }
 
-    /// Fails, as [`scenario::not_run`], unless a `warren-tunnel` carries this node's tunnel.
+    /// Fails, as [`Backend::needs_process`], unless a `warren-tunnel` carries this node's tunnel.
     pub fn needs_tunnel_process(&self) -> Result<()> {
-        match self.backend {
-            Backend::Userspace => Ok(()),
-            Backend::Kernel => {
-                Err(scenario::not_run(format!("the tunnel of {} is the kernel's, not a process", self.name)))
-            }
-        }
+        self.backend.needs_process()
     }
 
     /// Starts `warren-tunnel --on-demand` as its container does, with the rights of the manifest. It ends
@@ -53,22 +56,59 @@ impl Node {
         Ok(())
     }
 
-    /// The pid of the one `warren-tunnel` on this node.
+    /// The pid of the `warren-tunnel` that serves the first lane of this node.
     pub fn tunnel_pid(&self) -> Result<u32> {
-        match self.netns.pids_of("warren-tunnel")?[..] {
-            [pid] => Ok(pid),
-            [] => bail!("no warren-tunnel runs on {}", self.name),
-            ref several => bail!("{} warren-tunnels run on {}: {several:?}", several.len(), self.name),
-        }
+        self.lane_pid(0)
     }
 
-    /// Has the tunnel gone at once: SIGKILL for `warren-tunnel`, deletion of the interfaces for the kernel. Returns
+    /// The pid of the `warren-tunnel` that serves a lane, as the kernel knows it (SO_PEERCRED, unix(7)): also of one that
+    /// hangs. Where [`Node::start_tunnel`] started it, all lanes are one process's.
+    pub fn lane_pid(&self, lane: u8) -> Result<u32> {
+        let path = PathBuf::from(format!("/run/wireguard/{}.sock", names::interface(0, lane)));
+        let ask = || {
+            let socket = UnixStream::connect(&path)?;
+            anyhow::Ok(getsockopt(&socket, PeerCredentials)?.pid())
+        };
+        let pid = self.netns.run(ask)?;
+        let pid = pid.with_context(|| format!("asking who has {} on {}", path.display(), self.name))?;
+        u32::try_from(pid).with_context(|| format!("{} has the pid {pid}", path.display()))
+    }
+
+    /// Has all lanes gone at once: SIGKILL for `warren-tunnel`, deletion of the interfaces for the kernel. Returns
     /// at once, or, where the process was started by [`Node::start_tunnel`], when it is gone.
     pub fn kill_tunnel(&self) -> Result<()> {
         match self.backend {
             Backend::Kernel => self.delete_tunnels(),
-            Backend::Userspace => self.kill_tunnel_process(),
+            Backend::Userspace => self.kill_tunnel_processes(),
         }
+    }
+
+    /// [`Node::kill_tunnel`] for one lane, which warrend started.
+    pub fn kill_lane(&self, lane: u8) -> Result<()> {
+        match self.backend {
+            Backend::Kernel => {
+                self.netns.sh(&format!("ip link delete {}", names::interface(0, lane))).map(drop)
+            }
+            Backend::Userspace => self.signal_tunnel(self.lane_pid(lane)?, Signal::SIGKILL),
+        }
+    }
+
+    /// Ends the `warren-tunnel` that [`Node::start_tunnel`] started, as the kubelet does; it has to end well.
+    pub fn stop_tunnel(&self) -> Result<()> {
+        let mut running = self.tunnel.lock().expect("no thread panics with the lock");
+        let tunnel = running.as_mut().with_context(|| format!("nobody started a tunnel on {}", self.name))?;
+        self.signal_tunnel(tunnel.id(), Signal::SIGTERM)?;
+        let status = wait::until(&format!("the end of warren-tunnel on {}", self.name), STOP, || {
+            tunnel.try_wait()?.context("it still runs")
+        })?;
+        *running = None;
+        ensure!(status.success(), "warren-tunnel on {}: {status}", self.name);
+        Ok(())
+    }
+
+    fn signal_tunnel(&self, pid: u32, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(pid as i32), signal)
+            .with_context(|| format!("sending {signal} to warren-tunnel ({pid}) on {}", self.name))
     }
 
     fn delete_tunnels(&self) -> Result<()> {
@@ -78,10 +118,10 @@ impl Node {
         names.map(|name| self.netns.sh(&format!("ip link delete {name}"))).try_for_each(|done| done.map(drop))
     }
 
-    fn kill_tunnel_process(&self) -> Result<()> {
-        let pid = self.tunnel_pid()?;
-        kill(Pid::from_raw(pid as i32), Signal::SIGKILL)
-            .with_context(|| format!("killing warren-tunnel ({pid}) on {}", self.name))?;
+    fn kill_tunnel_processes(&self) -> Result<()> {
+        let pids = self.netns.pids_of("warren-tunnel")?;
+        ensure!(!pids.is_empty(), "no warren-tunnel runs on {}", self.name);
+        pids.into_iter().try_for_each(|pid| self.signal_tunnel(pid, Signal::SIGKILL))?;
         let tunnel = self.tunnel.lock().expect("no thread panics with the lock").take();
         if let Some(mut tunnel) = tunnel {
             tunnel
