@@ -19,13 +19,14 @@ use crate::args::{self, BackendChoice, Shares};
 use crate::hands::{Hands, Seen};
 use crate::happening;
 use crate::http::{self, Board};
-use crate::kernel::watch::Watch;
+use crate::kernel::watch::Notices;
 use crate::kernel::{self, View};
 use crate::keystore::{self, Identity};
 use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::report::{Report, Voice};
 use crate::settings::Source;
+use crate::silence::Silence;
 use crate::tunnel::Userspace;
 
 /// The epoch of the only key there is until keys rotate.
@@ -52,9 +53,6 @@ const BUSY: u32 = 4;
 /// go on without it (permissive), its peers stay for so long: what was on its way arrives.
 const DRAIN: Duration = Duration::from_millis(50);
 
-/// After so many looks without an answer, about 15 s, a tunnel is taken for dead.
-const SILENT_LOOKS: u32 = 15;
-
 /// Runs the daemon of one node until SIGTERM or SIGINT.
 pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     let args::Run {
@@ -79,6 +77,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         withdraw,
         resync,
     } = args;
+    args::check_ports(listen_port, lanes).map_err(anyhow::Error::msg)?;
     let numbers = Numbers { listen_port, api_server_port, ..shares.numbers() };
     let flags = Settings {
         enforcement,
@@ -95,7 +94,6 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     let program = tunnel_program.unwrap_or_else(Userspace::default_program);
     let program = (!external_tunnel).then_some(program);
     let changed = Arc::new(Notify::new());
-    watch(&changed)?;
     let hands = Hands::new(program, numbers)?;
     let Carrier { backend, fallback } = choose(backend, &hands);
     if lanes > 1
@@ -113,6 +111,8 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         lanes,
         registry: Registry::open(registry, node.clone(), &changed).await?,
         paths: Paths::start(changed.clone()),
+        notices: Notices::default(),
+        changed: changed.clone(),
         node,
         identity,
         listen_port,
@@ -124,7 +124,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         guarded: Guard::default(),
         peers: BTreeMap::new(),
         settled: false,
-        silent_looks: 0,
+        silence: Silence::default(),
     };
     tracing::info!(node = agent.node, public_key = %agent.identity.public(), "warrend starts");
 
@@ -176,18 +176,6 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
 
 fn goodbye(signal: &str) -> anyhow::Result<()> {
     tracing::info!(signal, "warrend ends; tunnel, routes and guard stay in place");
-    Ok(())
-}
-
-/// Has the kernel watched, before the first look.
-fn watch(changed: &Arc<Notify>) -> anyhow::Result<()> {
-    let kernel = Watch::subscribe().context("the kernel's notices cannot be subscribed to")?;
-    let notify = changed.clone();
-    tokio::spawn(async move {
-        if let Err(error) = kernel.run(&notify).await {
-            tracing::error!(%error, "the kernel's notices stopped; changes are now found by the timer");
-        }
-    });
     Ok(())
 }
 
@@ -254,6 +242,9 @@ struct Agent {
     settings: Source,
     registry: Registry,
     paths: Paths,
+    /// The kernel's, each of which is told to `changed`.
+    notices: Notices,
+    changed: Arc<Notify>,
     hands: Hands,
     voice: Voice,
     /// What the last look found, to tell what happened since.
@@ -267,22 +258,26 @@ struct Agent {
     peers: BTreeMap<PublicKey, PeerInfo>,
     /// Whether it was seen that nobody else has what is to be Warren's. Who takes it later is not let have it.
     settled: bool,
-    /// For how many looks in a row the tunnel has not answered.
-    silent_looks: u32,
+    silence: Silence,
 }
 
 impl Agent {
     /// Looks at everything, puts right what is not as it should be, and says what came of it.
     async fn pass(&mut self) -> Report {
+        let mut failures = Vec::new();
+        // Before anything is read: what changes from then on is another reason to look.
+        if let Err(error) = self.notices.subscribe(&self.changed) {
+            failures.push(format!("{:#}", anyhow::Error::from(error)));
+        }
         if !self.settled {
             let collisions = self.hands.collisions().await;
             let collisions = collisions.unwrap_or_else(|error| vec![format!("{error:#}")]);
             if !collisions.is_empty() {
-                return self.voice.report_blind(collisions);
+                failures.extend(collisions);
+                return self.voice.report_blind(failures);
             }
             self.settled = true;
         }
-        let mut failures = Vec::new();
         if let Err(error) = self.settings.read() {
             failures.push(format!("{error:#}"));
         }
@@ -307,6 +302,9 @@ impl Agent {
             failures.push(format!(
                 "the interface {interface} is not Warren's; remove or rename it: its name is needed"
             ));
+        }
+        if let Err(error) = self.hands.forget(&plan, &seen) {
+            failures.push(format!("{error:#}"));
         }
         self.guarded = plan.desired.guard.clone().unwrap_or_default();
         let renewals = renewals(&self.peers, &plan, seen.sound_devices());
@@ -346,10 +344,11 @@ impl Agent {
         Report { acted, ..report }
     }
 
-    /// Announces the node once there is a tunnel to announce; takes that back once nothing leads into it.
+    /// Announces the node once its first lane is there, on which all peers count; takes that back once nothing leads
+    /// into it. Of its other lanes a peer uses those that work, so the announcement need not wait for them.
     fn publish(&self, plan: &Plan, seen: &Seen, sound: bool) -> anyhow::Result<()> {
         match &plan.announcement {
-            Some(announcement) if seen.has_tunnels(&plan.desired) => {
+            Some(announcement) if seen.is_up(&names::interface(EPOCH, 0), &plan.desired) => {
                 self.registry.publish(&annotations::publish(announcement))
             }
             _ if sound && plan.withdrawal != Withdrawal::None => self.registry.publish(&[]),
@@ -369,15 +368,9 @@ impl Agent {
     /// Kills a tunnel that has not answered for many looks in a row: it is stopped or stuck, and the peers'
     /// packets end there. A new one is started as after any other death.
     fn end_silence(&mut self, seen: &Seen) {
-        let silent: Vec<_> =
-            seen.devices.iter().filter(|(_, device)| device.is_err()).map(|(name, _)| name).collect();
-        self.silent_looks = if silent.is_empty() { 0 } else { self.silent_looks + 1 };
-        if self.silent_looks < SILENT_LOOKS {
-            return;
-        }
-        self.silent_looks = 0;
-        for interface in silent {
-            match self.hands.kill_tunnel(interface) {
+        let silent = seen.devices.iter().filter(|(_, device)| device.is_err()).map(|(name, _)| name);
+        for interface in self.silence.count(silent) {
+            match self.hands.kill_tunnel(&interface) {
                 Ok(None) => tracing::error!(
                     %interface,
                     "the tunnel does not answer any more; whoever runs it should restart it"

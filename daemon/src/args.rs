@@ -57,7 +57,7 @@ pub struct Run {
     #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
     pub backend: BackendChoice,
     /// How many parallel tunnels to serve for each peer, on the listen port and those after it: a number, or `auto`
-    /// by the number of processors. A pair uses the smaller of the two counts. In userspace there is one.
+    /// by the number of processors. A pair uses the smaller of the two counts.
     #[arg(long, default_value = "1", value_parser = lanes)]
     pub lanes: u8,
     /// The userspace tunnel's program; by default the `warren-tunnel` beside this program.
@@ -177,6 +177,19 @@ fn lanes(text: &str) -> Result<u8, String> {
     }
     let number = text.parse().ok().filter(|lanes| (1..=names::MAX_LANES).contains(lanes));
     number.ok_or_else(|| format!("write auto, or a number from 1 to {}", names::MAX_LANES))
+}
+
+/// Whether each lane has a port, the listen port and those after it, as peers ask for: an announcement with less is
+/// refused.
+pub fn check_ports(listen_port: u16, lanes: u8) -> Result<(), String> {
+    let most = u16::MAX - u16::from(lanes);
+    if listen_port <= most {
+        return Ok(());
+    }
+    Err(format!(
+        "--listen-port {listen_port} leaves too few ports for --lanes {lanes}, each of which takes the next one: it can be \
+         {most} at most"
+    ))
 }
 
 /// `strict` or `permissive`.
@@ -303,6 +316,16 @@ mod tests {
         assert!((1..=8).contains(&lanes("auto").unwrap()));
         for bad in ["0", "17", "-1", "", "many"] {
             assert!(lanes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn each_lane_has_a_port() {
+        for (port, lanes) in [(1, 1), (65_534, 1), (65_519, 16), (51_820, 8)] {
+            assert_eq!(check_ports(port, lanes), Ok(()), "{port}, {lanes}");
+        }
+        for (port, lanes) in [(65_535, 1), (65_520, 16)] {
+            assert!(check_ports(port, lanes).unwrap_err().contains("--listen-port"), "{port}, {lanes}");
         }
     }
 

@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use futures_util::future::join_all;
 use warren_api::status::GuardCounters;
 use warren_api::{Backend, PublicKey};
 use warren_core::{
-    Action, Desired, DeviceChange, Guard, Numbers, Observed, ObservedDevice, ObservedTunnel, RouteKind,
+    Action, Desired, DeviceChange, Guard, Numbers, Observed, ObservedDevice, ObservedTunnel, Plan, RouteKind,
     Standing,
 };
+use warren_tunnel::uapi;
 
 use crate::guard::{self, Found};
 use crate::kernel::{Kernel, View};
@@ -36,6 +38,8 @@ pub struct Seen {
     pub found: anyhow::Result<Found>,
     /// From the tunnels, by their interfaces.
     pub devices: BTreeMap<Arc<str>, anyhow::Result<ObservedDevice>>,
+    /// Why it is not known which tunnels there are in userspace, if it is not.
+    unlisted: Option<anyhow::Error>,
     numbers: Numbers,
 }
 
@@ -56,19 +60,23 @@ impl Seen {
                 (desired.guard.clone(), false)
             }
         };
+        self.unlisted.iter().for_each(&mut fail);
         let interfaces: BTreeSet<&Arc<str>> = self.view.links.keys().chain(self.devices.keys()).collect();
         let mut tunnels = BTreeMap::new();
         for interface in interfaces {
+            let link = self.view.links.get(interface).cloned();
+            let unlisted = self.unlisted.is_some()
+                && link.as_ref().is_some_and(|link| link.backend == Backend::Userspace);
             let device = match self.devices.get(interface) {
                 Some(Ok(device)) => Some(device.clone()),
                 Some(Err(error)) => {
                     fail(error);
                     desired.tunnels.get(interface).map(ObservedDevice::from)
                 }
+                None if unlisted => desired.tunnels.get(interface).map(ObservedDevice::from),
                 None => None,
             };
-            let tunnel = ObservedTunnel { link: self.view.links.get(interface).cloned(), device };
-            tunnels.insert(interface.clone(), tunnel);
+            tunnels.insert(interface.clone(), ObservedTunnel { link, device });
         }
         let (routes, rules) = (self.view.routes.clone(), self.view.rules.clone());
         Observed { guard, guard_table, tunnels, strict: self.view.strict.clone(), routes, rules }
@@ -105,10 +113,13 @@ impl Seen {
         self.devices.iter().filter_map(|(interface, device)| Some((interface, device.as_ref().ok()?)))
     }
 
-    /// Whether each tunnel that should be there is, with a device that answers.
-    pub fn has_tunnels(&self, desired: &Desired) -> bool {
-        let answers = |interface| matches!(self.devices.get(interface), Some(Ok(_)));
-        !desired.tunnels.is_empty() && desired.tunnels.keys().all(answers)
+    /// Whether a tunnel is where peers will look for it: it answers, with its key and on its port.
+    pub fn is_up(&self, interface: &str, desired: &Desired) -> bool {
+        let (Some(wanted), Some(Ok(device))) = (desired.tunnels.get(interface), self.devices.get(interface))
+        else {
+            return false;
+        };
+        (device.public_key, device.listen_port) == (Some(wanted.public_key), wanted.listen_port)
     }
 
     /// The guard's counters.
@@ -140,7 +151,13 @@ impl Hands {
         let (view, found, userspace) =
             tokio::join!(self.kernel.view(), guard::find(&self.numbers), self.userspace.observe());
         let view = view?;
-        let userspace = userspace.context("the tunnels' sockets cannot be listed")?;
+        let (userspace, unlisted) = match userspace {
+            Ok(userspace) => (userspace, None),
+            Err(error) => {
+                let what = format!("the tunnels' sockets in {} cannot be listed", uapi::SOCKET_DIR);
+                (BTreeMap::new(), Some(anyhow::Error::from(error).context(what)))
+            }
+        };
         let mut devices: BTreeMap<_, _> =
             userspace.into_iter().map(|(name, device)| (name, device.map_err(Into::into))).collect();
         // Where the kernel has the interface, a socket of its name is what a dead process left behind.
@@ -151,7 +168,21 @@ impl Hands {
             let device = self.wireguard.observe(interface).map_err(anyhow::Error::from).transpose();
             devices.extend(device.map(|device| (interface.clone(), device)));
         }
-        Ok(Seen { view, found: found.map_err(Into::into), devices, numbers: self.numbers })
+        Ok(Seen { view, found: found.map_err(Into::into), devices, unlisted, numbers: self.numbers })
+    }
+
+    /// Has nobody serve in userspace what is not wanted, as where its name turned out to be somebody else's: whoever
+    /// tries in vain is taken for dead. What is served is stopped by an action of its own.
+    pub fn forget(&self, plan: &Plan, seen: &Seen) -> anyhow::Result<()> {
+        if seen.unlisted.is_some() {
+            return Ok(());
+        }
+        let tunnels = &plan.desired.tunnels;
+        let is_wanted = |interface: &str| match tunnels.get(interface) {
+            Some(tunnel) => tunnel.backend == Backend::Userspace,
+            None => plan.hold && !seen.view.foreign.contains(interface),
+        };
+        self.userspace.forget(is_wanted).context("a tunnel that is not wanted cannot be taken back")
     }
 
     /// Does what can be done together ([`Action::runs`]); returns what went wrong.
@@ -164,6 +195,11 @@ impl Hands {
         match run {
             [Action::AddRoute(_) | Action::RemoveRoute(_), ..] => {
                 self.kernel.apply_routes(run).into_iter().map(Into::into).collect()
+            }
+            [Action::StartTunnel { .. }, ..] => {
+                // Side by side: somebody else who does not come is waited for once.
+                let starts = run.iter().map(|action| self.apply(action, identity, counters));
+                join_all(starts).await.into_iter().filter_map(Result::err).collect()
             }
             run => {
                 let mut errors = Vec::new();
@@ -218,7 +254,9 @@ impl Hands {
     async fn stop(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {
         match backend {
             Backend::Kernel => Ok(self.wireguard.remove(interface)?),
-            Backend::Userspace => self.userspace.stop(interface).await.context("the tunnel cannot be stopped"),
+            Backend::Userspace => {
+                self.userspace.stop(interface).await.context("the tunnel cannot be stopped")
+            }
         }
     }
 

@@ -34,5 +34,6 @@ pub mod registry;
 pub mod report;
 pub mod rewrites;
 pub mod settings;
+mod silence;
 pub mod tunnel;
 pub mod wireguard;

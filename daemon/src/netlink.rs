@@ -10,6 +10,9 @@
 //!
 //! [`netlink(7)`]: https://man7.org/linux/man-pages/man7/netlink.7.html
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 
 use netlink_sys::SocketAddr;
@@ -95,9 +98,37 @@ impl Request {
     }
 }
 
+/// What carries messages to the kernel, and its answers.
+pub trait Wire {
+    /// Sends all bytes in one piece; returns how many were taken.
+    fn send(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Puts the next piece of an answer, or as much of it as there is room for, into an empty buffer; returns its whole
+    /// length.
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<usize>;
+
+    /// Has room made for so many bytes, where that is allowed.
+    fn make_room(&self, bytes: usize);
+}
+
+impl Wire for netlink_sys::Socket {
+    fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.send_to(bytes, &SocketAddr::new(0, 0), 0)
+    }
+
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.recv(buffer, libc::MSG_DONTWAIT | libc::MSG_TRUNC)
+    }
+
+    fn make_room(&self, bytes: usize) {
+        // Beyond the system's limit, for which NET_ADMIN of the whole machine is needed; most requests are short.
+        let _ = setsockopt(self, sockopt::SndBufForce, &(bytes * 2));
+    }
+}
+
 /// A socket to the kernel of the network namespace it was opened in.
-pub struct Socket {
-    socket: netlink_sys::Socket,
+pub struct Socket<W = netlink_sys::Socket> {
+    socket: W,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -113,7 +144,13 @@ impl Socket {
         socket.set_netlink_get_strict_chk(true)?;
         // Where the system's default is small. Not refused, but cut to what the system allows (socket(7)).
         let _ = setsockopt(&socket, sockopt::SndBuf, &(2 * ANSWER));
-        Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(ANSWER) })
+        Ok(Self::over(socket))
+    }
+}
+
+impl<W: Wire> Socket<W> {
+    fn over(socket: W) -> Self {
+        Self { socket, sequence: 0, buffer: Vec::with_capacity(ANSWER) }
     }
 
     /// Lists what a request asks for. Each message, as the bytes behind its netlink header, is added to a collection
@@ -168,8 +205,7 @@ impl Socket {
             let flags = if index == last { libc::NLM_F_ACK } else { 0 };
             bytes.extend_from_slice(request.finish(self.sequence, flags));
         }
-        // Beyond the system's limit, for which NET_ADMIN of the whole machine is needed; most requests are short.
-        let _ = setsockopt(&self.socket, sockopt::SndBufForce, &(bytes.len() * 2));
+        self.socket.make_room(bytes.len());
         self.send(&bytes)?;
         let (mut refused, mut seen) = (Vec::new(), false);
         while !seen {
@@ -215,16 +251,15 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = uninterrupted(|| self.socket.send_to(bytes, &SocketAddr::new(0, 0), 0))?;
+        let sent = uninterrupted(|| self.socket.send(bytes))?;
         if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("netlink took only a part")) }
     }
 
     /// Receives one piece of an answer, which holds several messages.
     fn receive(&mut self, mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
-        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         let length = uninterrupted(|| {
             self.buffer.clear();
-            self.socket.recv(&mut self.buffer, flags)
+            self.socket.receive(&mut self.buffer)
         })?;
         if length > self.buffer.len() {
             return Err(io::Error::other(format!("netlink answers with {length} bytes at once")));

@@ -3,15 +3,14 @@
 //! Started when an interface or its socket is missing; configured and read over its socket with the
 //! standard cross-platform protocol (<https://www.wireguard.com/xplatform/>).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
@@ -45,8 +44,8 @@ const START: Duration = Duration::from_secs(10);
 pub struct Userspace {
     /// `None` where somebody else starts it.
     program: Option<PathBuf>,
-    /// That somebody was called, and did not come. With many lanes, to wait for each would hold up all the rest.
-    missing: AtomicBool,
+    /// Those for which somebody was called who did not come: they are waited for once, not at each look.
+    missing: Mutex<BTreeSet<String>>,
 }
 
 /// Why the tunnel could not be driven.
@@ -103,7 +102,7 @@ pub enum TunnelError {
 impl Userspace {
     /// All tunnels of this node; `program` starts them, unless somebody else does.
     pub fn new(program: Option<PathBuf>) -> Self {
-        Self { program, missing: AtomicBool::new(false) }
+        Self { program, missing: Mutex::default() }
     }
 
     /// The `warren-tunnel` beside this program.
@@ -145,15 +144,29 @@ impl Userspace {
     async fn demand(&self, interface: &str) -> Result<(), TunnelError> {
         let wanted = uapi::wanted_path(interface);
         File::create(&wanted).map_err(|source| TunnelError::Demand { file: wanted, source })?;
-        let served = async {
-            while !matches!(observe(interface).await, Ok(Some(_))) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        let patience = if self.missing().contains(interface) { Duration::ZERO } else { DEMAND };
+        let deadline = Instant::now() + patience;
+        while !matches!(observe(interface).await, Ok(Some(_))) {
+            if Instant::now() >= deadline {
+                self.missing().insert(interface.to_owned());
+                return Err(TunnelError::External { socket: uapi::socket_path(interface) });
             }
-        };
-        let wait = if self.missing.load(Ordering::Relaxed) { Duration::ZERO } else { DEMAND };
-        let missing = tokio::time::timeout(wait, served).await.is_err();
-        self.missing.store(missing, Ordering::Relaxed);
-        if missing { Err(TunnelError::External { socket: uapi::socket_path(interface) }) } else { Ok(()) }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.missing().remove(interface);
+        Ok(())
+    }
+
+    fn missing(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // A set of names is sound after any panic.
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes back what somebody else was asked to serve, where that is not wanted.
+    pub fn forget(&self, is_wanted: impl Fn(&str) -> bool) -> io::Result<()> {
+        let interfaces = uapi::wanted()?;
+        let mut unwanted = interfaces.iter().filter(|name| names::is_tunnel(name) && !is_wanted(name));
+        unwanted.try_for_each(|interface| remove(&uapi::wanted_path(interface)).map(drop))
     }
 
     /// Ends the device, if there is one: without its socket it removes its interface and exits, or waits until it is
@@ -162,11 +175,7 @@ impl Userspace {
     pub async fn stop(&self, interface: &str) -> io::Result<()> {
         let mut served = false;
         for file in [uapi::wanted_path(interface), uapi::socket_path(interface)] {
-            match std::fs::remove_file(file) {
-                Ok(()) => served = true,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+            served |= remove(&file)?;
         }
         let gone = async {
             while served && nix::net::if_::if_nametoindex(interface).is_ok() {
@@ -203,9 +212,7 @@ impl Userspace {
             device.map(|device| (Arc::from(interface), device))
         });
         let devices: BTreeMap<_, _> = join_all(devices).await.into_iter().flatten().collect();
-        if !devices.is_empty() {
-            self.missing.store(false, Ordering::Relaxed);
-        }
+        self.missing().retain(|interface| !devices.contains_key(interface.as_str()));
         Ok(devices)
     }
 
@@ -223,6 +230,15 @@ impl Userspace {
             Some(port) if is_refused_with(&source, nix::libc::EADDRINUSE) => TunnelError::PortTaken { port },
             _ => TunnelError::Socket { socket, source },
         })
+    }
+}
+
+/// Removes a file; says whether there was one.
+fn remove(file: &Path) -> io::Result<bool> {
+    match std::fs::remove_file(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Links, addresses, routes and rules of this node, over rtnetlink: read back, and applied. No policy.
 
 mod collisions;
+mod dumps;
 mod links;
 mod routes;
 mod rules;
@@ -12,14 +13,13 @@ use std::net::IpAddr;
 use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::{Stream, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use rtnetlink::{Handle, IpVersion};
+use rtnetlink::Handle;
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, Numbers, ObservedLink, Route, RouteKind, Rule};
 
@@ -34,7 +34,7 @@ const ETHERNET: u32 = 1500;
 /// A connection to the kernel of the network namespace it was opened in.
 pub struct Kernel {
     handle: Handle,
-    /// For routes, of which there are several for each node of the cluster.
+    /// For whatever is listed, and for routes, of which there are several for each node of the cluster.
     socket: Mutex<Socket>,
     numbers: Numbers,
 }
@@ -64,13 +64,23 @@ pub enum KernelError {
     /// The netlink socket cannot be opened.
     #[error("a netlink socket could not be opened")]
     Open(#[source] io::Error),
+    /// The notices of what changes are refused.
+    #[error("the kernel's notices cannot be subscribed to{hint}")]
+    Watch {
+        /// Why.
+        source: io::Error,
+        /// What to do about it.
+        hint: &'static str,
+    },
     /// A dump failed.
-    #[error("the kernel's {what} could not be read")]
+    #[error("the kernel's {what} could not be read{hint}")]
     Read {
         /// Of what.
         what: &'static str,
         /// Why.
         source: io::Error,
+        /// What to do about it.
+        hint: &'static str,
     },
     /// A change was refused.
     #[error("the kernel refused to {action}{hint}")]
@@ -98,9 +108,9 @@ impl Kernel {
 
     /// Reads back all that matters.
     pub async fn view(&self) -> Result<View, KernelError> {
-        let links: Vec<LinkMessage> = collect("links", self.handle.link().get().execute()).await?;
-        let addresses: Vec<AddressMessage> =
-            collect("addresses", self.handle.address().get().execute()).await?;
+        let links = dumps::links(&mut self.socket()).map_err(|source| unreadable("links", source))?;
+        let addresses =
+            dumps::addresses(&mut self.socket()).map_err(|source| unreadable("addresses", source))?;
         let mut view = View { spread_by_ports: spreads_by_ports(), ..View::default() };
         let filter = links::common_filter();
         for link in &links {
@@ -126,9 +136,7 @@ impl Kernel {
                 }));
             }
         }
-        for version in [IpVersion::V4, IpVersion::V6] {
-            view.rules.extend(self.rules(version).await?.iter().filter_map(rules::rule));
-        }
+        view.rules.extend(self.rules()?.iter().filter_map(rules::rule));
         // Those of before, where the numbers have changed, too.
         let tables = view.rules.iter().map(|rule| rule.table).filter(|table| *table != names::MAIN_TABLE);
         let tables = tables.chain(self.numbers.tables()).collect();
@@ -144,20 +152,25 @@ impl Kernel {
         if view.rules.iter().any(|own| (own.priority, own.table) == (rule, table)) {
             return Ok(Vec::new());
         }
-        let mut rules = self.rules(IpVersion::V4).await?;
-        rules.extend(self.rules(IpVersion::V6).await?);
+        let rules = self.rules()?;
         let routes: Vec<&Route> =
             view.routes.iter().filter(|route| self.numbers.tables().contains(&route.table)).collect();
         let mut found = collisions::find(&self.numbers, &rules, &routes);
         let marks = marks::find_others(self.numbers.mark).await;
-        found.extend(marks.map_err(|source| KernelError::Read { what: "firewall rules", source })?);
+        found.extend(marks.map_err(|source| unreadable("firewall rules", source))?);
         let rewrites = rewrites::find_others(self.numbers.chains);
-        found.extend(rewrites.map_err(|source| KernelError::Read { what: "firewall chains", source })?);
+        found.extend(rewrites.map_err(|source| unreadable("firewall chains", source))?);
         Ok(found)
     }
 
-    async fn rules(&self, version: IpVersion) -> Result<Vec<RuleMessage>, KernelError> {
-        collect("rules", self.handle.rule().get(version).execute()).await
+    /// Those of IPv4 before those of IPv6.
+    fn rules(&self) -> Result<Vec<RuleMessage>, KernelError> {
+        let mut rules = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let found = dumps::rules(&mut self.socket(), family);
+            rules.extend(found.map_err(|source| unreadable("rules", source))?);
+        }
+        Ok(rules)
     }
 
     fn routes(
@@ -170,7 +183,7 @@ impl Kernel {
         for family in [Family::V4, Family::V6] {
             for table in tables {
                 let routes = routes::list(&mut socket, family, *table, interfaces);
-                found.extend(routes.map_err(|source| KernelError::Read { what: "routes", source })?);
+                found.extend(routes.map_err(|source| unreadable("routes", source))?);
             }
         }
         Ok(found.into_iter().collect())
@@ -334,13 +347,6 @@ fn index(interface: &str) -> Result<u32, KernelError> {
     nix::net::if_::if_nametoindex(interface).map_err(|_| KernelError::NoInterface(interface.to_owned()))
 }
 
-async fn collect<T>(
-    what: &'static str,
-    dump: impl Stream<Item = Result<T, rtnetlink::Error>>,
-) -> Result<Vec<T>, KernelError> {
-    dump.try_collect().await.map_err(|error| KernelError::Read { what, source: into_io(error) })
-}
-
 /// Something that should go and is gone already.
 fn absent_is_done(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match result {
@@ -361,8 +367,19 @@ fn into_io(error: rtnetlink::Error) -> io::Error {
     }
 }
 
+fn unreadable(what: &'static str, source: io::Error) -> KernelError {
+    let hint = hint(&source);
+    KernelError::Read { what, source, hint }
+}
+
 fn refusal(action: String, source: io::Error) -> KernelError {
-    let hint = match source.raw_os_error() {
+    let hint = hint(&source);
+    KernelError::Apply { action, source, hint }
+}
+
+/// What to do about a refusal.
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
         Some(nix::libc::EPERM) => "; warrend needs the capability NET_ADMIN",
         Some(nix::libc::EOPNOTSUPP | nix::libc::EAFNOSUPPORT) => "; is this address family switched off?",
         // A tunnel's interface takes its port as it comes up.
@@ -370,8 +387,7 @@ fn refusal(action: String, source: io::Error) -> KernelError {
             "; its UDP port is taken: see who has it with `ss -lunp`, or choose another with --listen-port"
         }
         _ => "",
-    };
-    KernelError::Apply { action, source, hint }
+    }
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {

@@ -4,16 +4,44 @@
 //! a received one.
 
 use std::io;
+use std::sync::Arc;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::{KernelError, hint};
 
 /// `enum rtnetlink_groups` of linux/rtnetlink.h: LINK, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR,
 /// IPV6_ROUTE, IPV6_RULE.
 const ROUTE_GROUPS: [u32; 7] = [1, 5, 7, 8, 9, 11, 19];
 /// `enum nfnetlink_groups` of linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES.
 const NFTABLES_GROUP: [u32; 1] = [7];
+
+/// Notices for as long as they can be had. Whoever is refused them, or loses them, asks again.
+#[derive(Default)]
+pub struct Notices(Option<JoinHandle<()>>);
+
+impl Notices {
+    /// Subscribes unless that stands already; tells `changed` of every change from then on.
+    pub fn subscribe(&mut self, changed: &Arc<Notify>) -> Result<(), KernelError> {
+        if self.0.as_ref().is_some_and(|task| !task.is_finished()) {
+            return Ok(());
+        }
+        let watch = Watch::subscribe().map_err(|source| {
+            let hint = hint(&source);
+            KernelError::Watch { source, hint }
+        })?;
+        let changed = changed.clone();
+        self.0 = Some(tokio::spawn(async move {
+            if let Err(error) = watch.run(&changed).await {
+                tracing::error!(%error, "the kernel's notices stopped; until the next look, nothing is noticed");
+            }
+        }));
+        Ok(())
+    }
+}
 
 /// The subscriptions; they stand from the moment this exists, so that nothing is missed between the first
 /// look and the first change.
