@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use warren_api::{Backend, names};
 use warren_testkit::lab::{Node, Rights, WarrendOptions, needs_kernel_wireguard};
 use warren_testkit::{scenario, wait};
@@ -128,6 +128,16 @@ pub fn no_right() -> Result<()> {
         let before = state(node)?;
         node.start_warrend(&WarrendOptions { rights: Rights::None, ..WarrendOptions::default() })?;
         await_problem(node, "NET_ADMIN")?;
+        let looks = || metric(node, "warren_failed_looks_total{}");
+        let first = looks()?;
+        wait::until("more looks", Duration::from_secs(5), || {
+            ensure!(looks()? >= first + 3, "only {} looks since", looks()? - first);
+            Ok(())
+        })?;
+        await_problem(node, "NET_ADMIN")?;
+        // Once, whatever the number of looks.
+        let said = node.log().lines().filter(|line| line.contains("notices cannot be subscribed to")).count();
+        ensure!(said == 1, "the log says {said} times that notices are refused");
         ensure!(state(node)? == before, "the node is not as it was: {}", state(node)?);
         ensure!(node.warrend_pid().is_some(), "warrend has ended");
         Ok(())
@@ -156,7 +166,7 @@ pub fn no_module() -> Result<()> {
 }
 
 /// Waits until a node is not ready for this reason, and lives nevertheless.
-fn await_problem(node: &Node, problem: &str) -> Result<()> {
+pub fn await_problem(node: &Node, problem: &str) -> Result<()> {
     wait::until("the report", Duration::from_secs(10), || {
         let (code, said) = node.http("/readyz")?;
         ensure!(code == 503 && said.contains(problem), "{code}: {said}");
@@ -167,7 +177,19 @@ fn await_problem(node: &Node, problem: &str) -> Result<()> {
     Ok(())
 }
 
+fn metric(node: &Node, name: &str) -> Result<u64> {
+    let metrics = node.metrics()?;
+    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    value.with_context(|| format!("no {name} in {metrics}"))
+}
+
 /// All that Warren might have changed.
 fn state(node: &Node) -> Result<String> {
-    node.netns.sh("ip -brief link; ip rule; ip -6 rule; ip route show table all; nft list ruleset")
+    let mut state = String::new();
+    for command in
+        ["ip -brief link", "ip -4 rule", "ip -6 rule", "ip -4 route show table all", "nft list ruleset"]
+    {
+        state += &node.netns.sh(command)?;
+    }
+    Ok(state)
 }

@@ -1,12 +1,14 @@
 //! Lanes: flows are spread over them evenly, keep to theirs, and lose nothing when their number changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use warren_testkit::lab::{Node, WarrendOptions, binary};
 use warren_testkit::traffic::flows::{self, Flows, PORT};
+use warren_testkit::traffic::tcp::Chat;
 use warren_testkit::{process, wait};
 
 use crate::common::{Mesh, in_lab, two_nodes};
@@ -18,54 +20,95 @@ const LEAST: u64 = 77;
 
 /// Of each flow one packet, and then again: as many on each lane, since a flow stays where it is.
 pub fn spread() -> Result<()> {
-    in_lab(two_nodes(), |mesh| {
-        let lanes = start(mesh, [4, 4])?;
-        let counters = Counters::install(mesh.node(1), &lanes)?;
-        for ip in &mesh.pod(2, 1).ips {
-            let once = || {
-                flows::once(&mesh.pod(1, 1).netns, &mesh.pod(2, 1).netns, *ip, FLOWS)?;
-                counters.take()
-            };
-            let (first, second) = (once()?, once()?);
-            println!("{FLOWS} flows to {ip}: {first:?}");
-            ensure!(first == second, "flows changed their lanes: {first:?}, and then {second:?}");
-            ensure!(
-                first.values().sum::<u64>() == u64::from(FLOWS),
-                "not every flow is on a lane: {first:?}"
-            );
-            ensure!(first.values().all(|flows| *flows >= LEAST), "not even: {first:?}");
+    in_lab(two_nodes(), |mesh| spread_over(mesh, &[]))
+}
+
+/// Also where the reverse-path filter is strict, and nodes' own programs' packets take the lanes, too. It is made loose
+/// where packets arrive whose answers go elsewhere, and nowhere else.
+pub fn spread_under_strict_filters() -> Result<()> {
+    in_lab(two_nodes(), |mesh| under_strict_filters(mesh, || spread_over(mesh, &["--encrypt-host"])))
+}
+
+fn spread_over(mesh: &Mesh, extra: &[&str]) -> Result<()> {
+    let lanes = start(mesh, [4, 4], extra)?;
+    let counters = Counters::install(mesh.node(1), &lanes)?;
+    for ip in &mesh.pod(2, 1).ips {
+        let once = || {
+            flows::once(&mesh.pod(1, 1).netns, &mesh.pod(2, 1).netns, *ip, FLOWS)?;
+            counters.take()
+        };
+        let (first, second) = (once()?, once()?);
+        println!("{FLOWS} flows to {ip}: {first:?}");
+        ensure!(first == second, "flows changed their lanes: {first:?}, and then {second:?}");
+        ensure!(first.values().sum::<u64>() == u64::from(FLOWS), "not every flow is on a lane: {first:?}");
+        ensure!(first.values().all(|flows| *flows >= LEAST), "not even: {first:?}");
+    }
+    mesh.sealed()?;
+    Ok(())
+}
+
+/// Makes the filters of both nodes strict, as some distributions have them; fails if any has changed afterwards but those
+/// of the tunnels and, where nodes' own packets are encrypted, of the link on which they arrive.
+fn under_strict_filters(mesh: &Mesh, scenario: impl FnOnce() -> Result<()>) -> Result<()> {
+    for node in &mesh.lab.nodes {
+        node.netns.sysctl(&[("net.ipv4.conf.all.rp_filter", "1")])?;
+    }
+    let read = || mesh.lab.nodes.iter().map(filters).collect::<Result<Vec<_>>>();
+    let before = read()?;
+    scenario()?;
+    for (before, after) in before.iter().zip(read()?) {
+        let mut expected = before.clone();
+        expected.insert("eth0".to_owned(), "2".to_owned());
+        let (lanes, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            after.into_iter().partition(|(interface, _)| interface.starts_with("warren-"));
+        ensure!(others == expected, "the filters were {before:?}, and are {others:?}");
+        ensure!(!lanes.is_empty() && lanes.values().all(|filter| filter == "2"), "of the lanes: {lanes:?}");
+    }
+    Ok(())
+}
+
+/// The reverse-path filters of a node, by interface, with `all` and `default`.
+fn filters(node: &Node) -> Result<BTreeMap<String, String>> {
+    let read = || {
+        let mut filters = BTreeMap::new();
+        for entry in fs::read_dir("/proc/sys/net/ipv4/conf")? {
+            let entry = entry?;
+            let filter = fs::read_to_string(entry.path().join("rp_filter"))?.trim().to_owned();
+            filters.insert(entry.file_name().to_string_lossy().into_owned(), filter);
         }
-        mesh.sealed()?;
-        Ok(())
-    })
+        anyhow::Ok(filters)
+    };
+    node.netns.run(read)?.with_context(|| format!("reading the filters of {}", node.name))
 }
 
 /// `warren-perf lanes --flow` names the lane on which the flow's packets are counted.
 pub fn shown() -> Result<()> {
     in_lab(two_nodes(), |mesh| {
-        let lanes = start(mesh, [4, 4])?;
+        let lanes = start(mesh, [4, 4], &[])?;
         let counters = Counters::install(mesh.node(1), &lanes)?;
         let (from, to) = (mesh.pod(1, 1), mesh.pod(2, 1));
         for (source, ip) in from.ips.iter().zip(&to.ips) {
             for port in [21_001, 21_002, 21_003] {
                 let (source, destination) = (SocketAddr::new(*source, port), SocketAddr::new(*ip, PORT));
                 let flow = format!("udp,{source},{destination}");
-                let mut command = mesh.node(1).netns.command(binary("warren-perf")?);
-                command.args(["lanes", "--seconds", "3", "--flow", &flow]);
                 let sending = Flows::start(&from.netns, &to.netns, *ip, port, 1)?;
-                let shown = process::output(&mut command)?;
+                let shown = show(mesh.node(1), &flow)?;
                 sending.stop()?;
-                let counted = counters.take()?;
-                let lane = match counted.iter().filter(|(_, packets)| **packets > 0).collect::<Vec<_>>()[..] {
-                    [(lane, _)] => lane,
-                    _ => anyhow::bail!("{flow} is not on one lane: {counted:?}"),
-                };
+                let lane = counters.one_lane().context(flow)?;
                 // A socket gives an IPv6 packet a hash of its own making, as it does one of TCP: what routing says of
                 // addresses and ports is not what happens then, and the program says that it saw otherwise.
                 let chosen = format!("by its addresses and ports: {lane}\n");
                 ensure!(ip.is_ipv6() || shown.contains(&chosen), "{lane}: {shown}");
                 ensure!(shown.contains(&format!("out: {lane} (")), "{lane}: {shown}");
             }
+            let port = 21_004;
+            let (source, destination) = (SocketAddr::new(*source, port), SocketAddr::new(*ip, PORT));
+            let connection = Chat::start(&from.netns, port, &to.netns, *ip, PORT)?;
+            counters.take()?;
+            let shown = show(mesh.node(1), &format!("tcp,{source},{destination}"))?;
+            connection.stop()?;
+            let lane = counters.one_lane().with_context(|| format!("TCP to {ip}"))?;
+            ensure!(shown.contains(&format!("out: {lane} (")), "{lane}: {shown}");
         }
         Ok(())
     })
@@ -106,33 +149,46 @@ fn told(node: &Node, spread: bool) -> Result<()> {
     })
 }
 
+/// What `warren-perf lanes` says of a flow.
+fn show(node: &Node, flow: &str) -> Result<String> {
+    let mut command = node.netns.command(binary("warren-perf")?);
+    process::output(command.args(["lanes", "--seconds", "3", "--flow", flow]))
+}
+
 /// Numbers go up and down on either node, by restarts, under traffic of many flows: nothing is lost.
 pub fn number_changes() -> Result<()> {
-    in_lab(two_nodes(), |mesh| {
-        let mut numbers = [1, 1];
-        start(mesh, numbers)?;
-        let pings = mesh.traffic()?;
-        let (from, to) = (mesh.pod(1, 1), mesh.pod(2, 1));
-        let there = Flows::start(&from.netns, &to.netns, to.ipv4(), 22_000, 64)?;
-        let back = Flows::start(&to.netns, &from.netns, from.ipv6(), 23_000, 64)?;
-        for (node, number) in [(1, 4), (2, 4), (2, 2), (1, 8), (2, 8), (1, 1), (2, 1)] {
-            numbers[node - 1] = number;
-            mesh.node(node).stop_warrend()?;
-            mesh.node(node).start_warrend(&lanes(number))?;
-            await_lanes(mesh, numbers)?;
-            pings.run_for(wait::patient(Duration::from_millis(300)));
-        }
-        let (there, back) = (there.stop()?, back.stop()?);
-        let damage = pings.stop()?;
-        println!(
-            "7 changes: lost {} of {} and {} of {} datagrams of 64 flows, {} of {} pings",
-            there.lost, there.sent, back.lost, back.sent, damage.lost, damage.sent
-        );
-        ensure!(there.lost == 0 && back.lost == 0, "datagrams were lost: {there:?}, {back:?}");
-        damage.none()?;
-        mesh.sealed()?;
-        Ok(())
-    })
+    in_lab(two_nodes(), |mesh| change_numbers(mesh, &[]))
+}
+
+/// [`number_changes`] as in [`spread_under_strict_filters`].
+pub fn number_changes_under_strict_filters() -> Result<()> {
+    in_lab(two_nodes(), |mesh| under_strict_filters(mesh, || change_numbers(mesh, &["--encrypt-host"])))
+}
+
+fn change_numbers(mesh: &Mesh, extra: &[&str]) -> Result<()> {
+    let mut numbers = [1, 1];
+    start(mesh, numbers, extra)?;
+    let pings = mesh.traffic()?;
+    let (from, to) = (mesh.pod(1, 1), mesh.pod(2, 1));
+    let there = Flows::start(&from.netns, &to.netns, to.ipv4(), 22_000, 64)?;
+    let back = Flows::start(&to.netns, &from.netns, from.ipv6(), 23_000, 64)?;
+    for (node, number) in [(1, 4), (2, 4), (2, 2), (1, 8), (2, 8), (1, 1), (2, 1)] {
+        numbers[node - 1] = number;
+        mesh.node(node).stop_warrend()?;
+        mesh.node(node).start_warrend(&lanes(number, extra))?;
+        await_lanes(mesh, numbers)?;
+        pings.run_for(wait::patient(Duration::from_millis(300)));
+    }
+    let (there, back) = (there.stop()?, back.stop()?);
+    let damage = pings.stop()?;
+    println!(
+        "7 changes: lost {} of {} and {} of {} datagrams of 64 flows, {} of {} pings",
+        there.lost, there.sent, back.lost, back.sent, damage.lost, damage.sent
+    );
+    ensure!(there.lost == 0 && back.lost == 0, "datagrams were lost: {there:?}, {back:?}");
+    damage.none()?;
+    mesh.sealed()?;
+    Ok(())
 }
 
 /// A firewall drops one lane's port. No packet is lost on it, as it is not used; and once it is open, it is.
@@ -143,11 +199,10 @@ pub fn blocked() -> Result<()> {
              udp dport 51822 drop\n}\n}\n",
         )?;
         for node in &mesh.lab.nodes {
-            node.start_warrend(&lanes(4))?;
+            node.start_warrend(&lanes(4, &[]))?;
         }
         mesh.await_up()?;
-        let open = BTreeSet::from(["warren-a0", "warren-a1", "warren-a3"].map(str::to_owned));
-        await_routes(mesh, |lanes| *lanes == open)?;
+        await_routes(mesh, |lanes| *lanes == without_lane_2())?;
         let (from, to) = (mesh.pod(1, 1), mesh.pod(2, 1));
         let all = || to.ips.iter().try_for_each(|ip| flows::once(&from.netns, &to.netns, *ip, FLOWS));
         all().context("past the blocked lane")?;
@@ -159,28 +214,36 @@ pub fn blocked() -> Result<()> {
     })
 }
 
-fn lanes(number: u8) -> WarrendOptions {
-    WarrendOptions { extra: vec!["--lanes".into(), number.to_string()], ..WarrendOptions::default() }
+/// So many lanes.
+pub fn lanes(number: u8, extra: &[&str]) -> WarrendOptions {
+    let number = number.to_string();
+    let extra = ["--lanes", &number].into_iter().chain(extra.iter().copied()).map(str::to_owned);
+    WarrendOptions { extra: extra.collect(), ..WarrendOptions::default() }
+}
+
+/// The others of four.
+pub fn without_lane_2() -> BTreeSet<String> {
+    ["warren-a0", "warren-a1", "warren-a3"].map(str::to_owned).into()
 }
 
 /// Starts both nodes with these numbers of lanes, and waits for the lanes; returns them.
-fn start(mesh: &Mesh, numbers: [u8; 2]) -> Result<BTreeSet<String>> {
+fn start(mesh: &Mesh, numbers: [u8; 2], extra: &[&str]) -> Result<BTreeSet<String>> {
     for (node, number) in mesh.lab.nodes.iter().zip(numbers) {
-        node.start_warrend(&lanes(number))?;
+        node.start_warrend(&lanes(number, extra))?;
     }
     mesh.await_up()?;
     await_lanes(mesh, numbers)
 }
 
 /// Waits until both nodes send by as many lanes as they should: the smaller of their numbers.
-fn await_lanes(mesh: &Mesh, [one, other]: [u8; 2]) -> Result<BTreeSet<String>> {
+pub fn await_lanes(mesh: &Mesh, [one, other]: [u8; 2]) -> Result<BTreeSet<String>> {
     let count = usize::from(one.min(other));
     mesh.await_up()?;
     await_routes(mesh, |lanes| lanes.len() == count)
 }
 
 /// Waits until the lanes that lead from each node to all networks of the other are as they should be.
-fn await_routes(mesh: &Mesh, sound: impl Fn(&BTreeSet<String>) -> bool) -> Result<BTreeSet<String>> {
+pub fn await_routes(mesh: &Mesh, sound: impl Fn(&BTreeSet<String>) -> bool) -> Result<BTreeSet<String>> {
     // A handshake that went missing is tried again after 5 s (REKEY_TIMEOUT), by keepalives after 25 s.
     wait::until("the lanes", Duration::from_secs(40), || {
         let mut found = BTreeSet::new();
@@ -215,12 +278,23 @@ impl<'a> Counters<'a> {
         let counters: String = lanes.iter().map(|lane| format!("counter {lane} {{ }}\n")).collect();
         let rules: String = lanes
             .iter()
-            .map(|lane| format!("oifname {lane} udp dport {PORT} counter name {lane}\n"))
+            .map(|lane| {
+                format!("oifname {lane} meta l4proto {{ tcp, udp }} th dport {PORT} counter name {lane}\n")
+            })
             .collect();
         node.netns.nft(&format!(
             "table inet lanes {{\n{counters}chain post {{\ntype filter hook postrouting priority 400\n{rules}}}\n}}\n"
         ))?;
         Ok(Self { node, lanes })
+    }
+
+    /// The lane on which all packets since the last call were.
+    fn one_lane(&self) -> Result<String> {
+        let counted = self.take()?;
+        match counted.iter().filter(|(_, packets)| **packets > 0).collect::<Vec<_>>()[..] {
+            [(lane, _)] => Ok(lane.clone()),
+            _ => bail!("not on one lane: {counted:?}"),
+        }
     }
 
     /// The counts since the last call.

@@ -11,9 +11,11 @@ mod bad_nodes;
 mod common;
 mod forgery;
 mod kills;
+mod lane_faults;
 mod lanes;
 mod many;
 mod membership;
+mod refusals;
 mod removal;
 mod restarts;
 mod shapes;
@@ -52,13 +54,28 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("without NET_ADMIN warrend says so, changes nothing, and tries again", backends::no_right),
     ("--backend kernel without WireGuard in the kernel is told, and nothing leaks", backends::no_module),
     ("flows spread evenly over the lanes, and each keeps to its own", lanes::spread),
+    (
+        "flows spread evenly over the lanes under strict reverse-path filters",
+        lanes::spread_under_strict_filters,
+    ),
     ("warren-perf says which lane a flow takes", lanes::shown),
     ("flows that the kernel does not spread over the lanes are told", lanes::not_spread),
     ("the number of lanes changes, and no packet is lost", lanes::number_changes),
+    (
+        "the number of lanes changes under strict reverse-path filters, and no packet is lost",
+        lanes::number_changes_under_strict_filters,
+    ),
     ("a lane that a firewall blocks carries nothing until it is open", lanes::blocked),
+    ("a lane whose port is taken is told, and the others carry traffic", lane_faults::port_taken),
+    ("a lane whose name is taken is told, and is no reason to kill the others", lane_faults::name_taken),
+    ("all lanes come back after a restart of their container", lane_faults::container),
+    ("a lane that is killed comes back, and the others stay", lane_faults::killed),
+    ("a lane that hangs is replaced, and the others stay", lane_faults::hung),
+    ("guard and routes are kept in order while the sockets cannot be read", lane_faults::sockets_unreadable),
+    ("a tunnel that refuses its peers is told and asked again, and nothing leaks", refusals::changes),
     ("200 nodes converge in 3 s, one change in 200 ms", many::two_hundred_nodes),
 ];
 
 fn main() -> ExitCode {
-    scenario::run(&["ip", "iperf3", "mount", "nft", "ping", "wg"], SCENARIOS)
+    scenario::run(&["ip", "iperf3", "mount", "nft", "ping", "setpriv", "wg"], SCENARIOS)
 }
