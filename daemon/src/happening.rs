@@ -155,6 +155,7 @@ mod tests {
             registry: None,
             withdrawn: false,
             guard: GuardCounters { out_pod, ..GuardCounters::default() },
+            tunnel: Default::default(),
         }
     }
 

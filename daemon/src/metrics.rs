@@ -1,5 +1,7 @@
 //! The metrics, made anew from the last report at each scrape: there is no second state to keep right.
 
+use std::collections::BTreeMap;
+
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -76,6 +78,7 @@ impl Collector for Snapshot {
             out.registry(registry)?;
         }
         out.guard(status)?;
+        out.tunnel(status)?;
         out.peers(status)
     }
 }
@@ -117,6 +120,24 @@ impl Encoder<'_, '_> {
                 row("in", "pod", counters.in_pod),
                 row("in", "node", counters.in_node),
             ],
+        )
+    }
+
+    /// Those of `warren-tunnel`; the kernel's WireGuard has none.
+    fn tunnel(&mut self, status: &Status) -> std::fmt::Result {
+        let rows = |counts: &BTreeMap<String, u64>| {
+            let row = |(reason, count): (&String, &u64)| (vec![("reason", reason.clone())], *count);
+            counts.iter().map(row).collect::<Vec<_>>()
+        };
+        self.counter(
+            "warren_tunnel_dropped_packets",
+            "Packets that warren-tunnel dropped",
+            rows(&status.tunnel.dropped),
+        )?;
+        self.counter(
+            "warren_tunnel_fallbacks",
+            "What warren-tunnel did in another way than the usual, because a system or a path refused that",
+            rows(&status.tunnel.fallbacks),
         )
     }
 

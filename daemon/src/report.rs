@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use warren_api::status::{PeerStatus, Quarantined, RegistryStatus, Status};
+use warren_api::status::{PeerStatus, Quarantined, RegistryStatus, Status, TunnelCounters};
 use warren_core::{ObservedDevice, ObservedPeer, Own, Plan, Settings, Withdrawal};
 
 use crate::hands::Seen;
@@ -79,6 +79,7 @@ impl Voice {
             registry,
             withdrawn: plan.withdrawal != Withdrawal::None,
             guard: seen.counters(),
+            tunnel: TunnelCounters::default(),
         };
         refresh(&mut status, seen, None);
         Report { status: Some(status), failed: !failures.is_empty(), failures, acted: false }
@@ -170,6 +171,8 @@ pub fn refresh(status: &mut Status, seen: &Seen, registry: Option<RegistryStatus
     status.spread_by_ports = (status.lanes > 1).then_some(seen.view.spread_by_ports);
     let devices: Vec<&ObservedDevice> =
         seen.devices.values().filter_map(|device| device.as_ref().ok()).collect();
+    status.tunnel = TunnelCounters::default();
+    devices.iter().for_each(|device| status.tunnel.add(&device.counters));
     for peer in &mut status.peers {
         let lanes: Vec<&ObservedPeer> =
             devices.iter().filter_map(|device| device.peers.get(&peer.public_key)).collect();

@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, sockopt};
 use nix::unistd::Pid;
 use tokio::process::Command;
+use warren_api::status::TunnelCounters;
 use warren_api::{PublicKey, names};
 use warren_core::{DeviceChange, ObservedDevice, ObservedPeer, PeerChange};
 use warren_tunnel::uapi::{self, AllowedIpChange, DeviceState, DeviceUpdate, PeerUpdate, client};
@@ -313,6 +314,7 @@ fn observed(state: &DeviceState) -> ObservedDevice {
         public_key,
         listen_port: state.listen_port,
         fwmark: state.fwmark,
+        counters: TunnelCounters { dropped: state.dropped.clone(), fallbacks: state.fallbacks.clone() },
         peers: peers.collect(),
     }
 }

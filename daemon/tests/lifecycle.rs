@@ -16,6 +16,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("SIGTERM leaves tunnel, routes and guard in place", sigterm_leaves_everything),
     ("teardown takes everything off the node but the keys, and may be repeated", teardown_leaves_nothing),
     ("a node that is as it should be is left alone", idle_changes_nothing),
+    ("what the tunnel drops stands in the metrics", tunnel_counters),
     ("the private key is in no log, status or metric", secrets_stay_secret),
     ("keyctl shows the node's state, and says when there is no daemon to ask", keyctl),
     ("a key that others could read stops the start and names the remedy", exposed_key),
@@ -127,6 +128,29 @@ fn idle_changes_nothing() -> Result<()> {
     ensure!(node.log() == log, "the log grew: {}", &node.log()[log.len()..]);
     ensure!(fs::metadata(node.manifest_path())?.modified()? == manifest, "the manifest was written again");
     Ok(())
+}
+
+fn tunnel_counters() -> Result<()> {
+    let lab = mesh()?;
+    let node = lab.node(1);
+    let metrics = node.metrics()?;
+    // Before anything is counted, so that the first change is seen as one.
+    for series in
+        [r#"dropped_packets_total{reason="no_keys"} 0"#, r#"fallbacks_total{reason="run_refused"} 0"#]
+    {
+        ensure!(metrics.contains(&format!("\nwarren_tunnel_{series}\n")), "no {series}: {metrics}");
+    }
+    let stranger = node.netns.run(|| UdpSocket::bind(("::", 0)))??;
+    let port = warren_api::names::LISTEN_PORT;
+    for _ in 0..3 {
+        stranger.send_to(b"no message of WireGuard", (node.ips[0], port))?;
+    }
+    wait::until("what was dropped in the metrics", SOON, || {
+        let metrics = node.metrics()?;
+        let counted = metrics.contains("warren_tunnel_dropped_packets_total{reason=\"invalid_message\"} 3\n");
+        ensure!(counted, "{metrics}");
+        Ok(())
+    })
 }
 
 fn secrets_stay_secret() -> Result<()> {

@@ -181,6 +181,7 @@ mod tests {
             }),
             withdrawn: true,
             guard: GuardCounters { out_pod: 5, ..GuardCounters::default() },
+            tunnel: Default::default(),
         }
     }
 

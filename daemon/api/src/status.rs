@@ -59,6 +59,9 @@ pub struct Status {
     pub withdrawn: bool,
     /// Packets that the guard stopped, or in permissive mode would have stopped.
     pub guard: GuardCounters,
+    /// What the tunnels tell of packets that did not go the usual way.
+    #[serde(default)]
+    pub tunnel: TunnelCounters,
 }
 
 /// How it stands with a registry that is a server.
@@ -127,6 +130,29 @@ pub struct Quarantined {
     pub node: String,
     /// Why, for a human.
     pub reason: String,
+}
+
+/// What `warren-tunnel` counts, by reason, of all its lanes together; nothing where the kernel carries the tunnels, which
+/// does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelCounters {
+    /// Packets that were lost.
+    pub dropped: BTreeMap<String, u64>,
+    /// What went another way than the usual: runs sent one by one, for example. Nothing of it is lost.
+    pub fallbacks: BTreeMap<String, u64>,
+}
+
+impl TunnelCounters {
+    /// Adds what another tunnel counts.
+    pub fn add(&mut self, other: &Self) {
+        let groups = [(&mut self.dropped, &other.dropped), (&mut self.fallbacks, &other.fallbacks)];
+        for (sums, counts) in groups {
+            for (reason, count) in counts {
+                *sums.entry(reason.clone()).or_default() += count;
+            }
+        }
+    }
 }
 
 /// The guard's counters, in packets.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use warren_api::status::TunnelCounters;
 use warren_api::{Backend, PublicKey};
 
 use crate::{Guard, Route, Rule, Tunnel};
@@ -67,6 +68,8 @@ pub struct ObservedDevice {
     pub listen_port: u16,
     /// The mark of the packets it sends; 0 for none.
     pub fwmark: u32,
+    /// What it counts, if it does.
+    pub counters: TunnelCounters,
     /// Its peers.
     pub peers: BTreeMap<PublicKey, ObservedPeer>,
 }
@@ -116,6 +119,7 @@ impl From<&Tunnel> for ObservedDevice {
             public_key: Some(tunnel.public_key),
             listen_port: tunnel.listen_port,
             fwmark: tunnel.fwmark,
+            counters: TunnelCounters::default(),
             peers: peers.collect(),
         }
     }

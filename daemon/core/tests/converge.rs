@@ -272,6 +272,7 @@ prop_compose! {
             public_key: Some(key(own)),
             listen_port,
             fwmark: 0,
+            counters: Default::default(),
             peers: peers.into_iter().map(|(key, allowed_ips, port)| (key, ObservedPeer {
                 endpoint: endpoint.then(|| (IpAddr::from([192, 0, 2, 1]), u16::from(port)).into()),
                 allowed_ips,
@@ -407,6 +408,7 @@ fn a_peer_that_roamed_is_left_where_it_is_until_its_session_is_dead() {
             public_key: Some(key(20)),
             listen_port: 1,
             fwmark: 0,
+            counters: Default::default(),
             peers: [(key(1), peer)].into(),
         };
         let link = ObservedLink { up: true, loose: true, ..mk_link(Backend::Kernel) };

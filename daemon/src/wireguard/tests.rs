@@ -265,6 +265,7 @@ proptest! {
             public_key: Some(key(100)),
             listen_port: 51820,
             fwmark: 7,
+            counters: Default::default(),
             peers: peers.collect(),
         };
         let mut reading = Reading::default();

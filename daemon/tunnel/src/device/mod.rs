@@ -38,7 +38,7 @@ use boringtun::noise::{HandshakeInit, Packet, Tunn};
 pub use admission::HANDSHAKES_PER_SECOND;
 pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, Path, ROOM, Run};
 pub use config::{ApplyError, canonical};
-pub use drops::{Drop, Drops};
+pub use drops::{Count, Drop, Drops};
 
 use admission::Verdict;
 use config::{Identity, Table};

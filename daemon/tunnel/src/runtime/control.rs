@@ -56,6 +56,8 @@ fn get(shared: &Shared) -> Zeroizing<String> {
     let mut state = shared.device.state();
     state.listen_port = sockets.port();
     state.fwmark = sockets.mark();
+    let named = |lost| shared.counts(lost).map(|(name, count)| (name.to_owned(), count)).collect();
+    (state.dropped, state.fallbacks) = (named(true), named(false));
     state.encode()
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::device::Count;
+
 /// What failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -12,8 +14,10 @@ pub enum Io {
     Congested,
     /// A decrypted packet that the TUN refused: the interface is down, or out of memory.
     TunRefused,
-    /// A packet from the TUN that contradicts its own vnet header.
+    /// A packet from the TUN that contradicts its own vnet header, or carries nothing.
     Malformed,
+    /// A received message of which the end is missing, or of which the sender cannot be told.
+    Truncated,
     /// A run of datagrams that a path does not take in one piece; they were sent one by one. Nothing is lost.
     RunRefused,
     /// A super-packet that the TUN does not take; its packets were written one by one. Nothing is lost.
@@ -23,15 +27,37 @@ pub enum Io {
     SourceRefused,
 }
 
-const ALL: [Io; 7] = [
+const ALL: [Io; 8] = [
     Io::NoRoute,
     Io::Congested,
     Io::TunRefused,
     Io::Malformed,
+    Io::Truncated,
     Io::RunRefused,
     Io::SuperPacketRefused,
     Io::SourceRefused,
 ];
+
+impl Io {
+    /// The name in metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Self::NoRoute => "no_route",
+            Self::Congested => "congested",
+            Self::TunRefused => "tun_refused",
+            Self::Malformed => "malformed",
+            Self::Truncated => "truncated",
+            Self::RunRefused => "run_refused",
+            Self::SuperPacketRefused => "super_packet_refused",
+            Self::SourceRefused => "source_refused",
+        }
+    }
+
+    /// Whether the packet is lost.
+    fn is_loss(self) -> bool {
+        !matches!(self, Self::RunRefused | Self::SuperPacketRefused | Self::SourceRefused)
+    }
+}
 
 /// One counter for each.
 #[derive(Debug, Default)]
@@ -42,11 +68,9 @@ impl Counters {
         self.0[what as usize].fetch_add(times as u64, Ordering::Relaxed);
     }
 
-    /// All counters that are not zero.
-    pub fn snapshot(&self) -> Vec<(Io, u64)> {
-        ALL.into_iter()
-            .map(|what| (what, self.0[what as usize].load(Ordering::Relaxed)))
-            .filter(|(_, count)| *count != 0)
-            .collect()
+    /// The counters of what was lost, or of what was not, by name.
+    pub fn counts(&self, lost: bool) -> impl Iterator<Item = Count> {
+        let failures = ALL.into_iter().filter(move |what| what.is_loss() == lost);
+        failures.map(|what| (what.name(), self.0[what as usize].load(Ordering::Relaxed)))
     }
 }

@@ -26,7 +26,7 @@ use super::interface::Interface;
 use super::receiver::Receiver;
 use super::sender::{BATCH, Sender};
 use super::udp::Sockets;
-use crate::device::{Clock, Datagrams, Device, Packets};
+use crate::device::{Clock, Count, Datagrams, Device, PAUSE, Packets};
 use crate::offload::Malformed;
 use crate::sys::tun::Queue;
 
@@ -90,6 +90,11 @@ impl Shared {
         *self.sockets.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(sockets);
         self.generation.fetch_add(1, Ordering::Release);
         self.wake();
+    }
+
+    /// Counts of packets that were lost, or of those that went another way than the usual, by name.
+    pub fn counts(&self, lost: bool) -> impl Iterator<Item = Count> {
+        self.device.drops().counts(lost).chain(self.counters.counts(lost))
     }
 
     /// How many lanes there are.
@@ -230,7 +235,7 @@ impl Lane {
         };
         let Self { number, shared, interface, sockets, receiver, sender, datagrams, packets, .. } = self;
         let lane = shared.device.lane(*number, Clock::system());
-        for run in receiver.runs() {
+        for run in receiver.runs(&shared.counters) {
             for datagram in run.datagrams() {
                 if !packets.has_room() {
                     interface.write(packets, &shared.counters)?;
@@ -263,6 +268,7 @@ impl Lane {
                 Some(Ok(mut segments)) => {
                     while !segments.is_empty() {
                         if !datagrams.has_room() {
+                Some(Ok(segments)) if segments.is_empty() => shared.counters.count(Io::Malformed, 1),
                             sender.send(sockets, datagrams, &shared.counters);
                         }
                         lane.packets(&mut segments, datagrams);

@@ -247,11 +247,14 @@ impl Report {
             return;
         }
         self.next = Some(Instant::now() + REPORT_INTERVAL);
-        let (dropped, refused) = (shared.device.drops().snapshot(), shared.counters.snapshot());
-        let sum = dropped.iter().map(|(_, count)| count).chain(refused.iter().map(|(_, count)| count)).sum();
+        let [dropped, fallbacks] = [true, false].map(|lost| {
+            let counts = shared.counts(lost).filter(|(_, count)| *count != 0);
+            counts.collect::<Vec<_>>()
+        });
+        let sum = dropped.iter().chain(&fallbacks).map(|(_, count)| count).sum();
         if sum != self.last {
             self.last = sum;
-            tracing::debug!(?dropped, ?refused, "since the start");
+            tracing::debug!(?dropped, ?fallbacks, "since the start");
         }
     }
 }

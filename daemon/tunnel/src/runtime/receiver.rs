@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::AsFd as _;
 
+use super::counters::{Counters, Io};
 use super::udp::UdpSocket;
 use crate::device::{MAX_PACKET, Path};
 use crate::sys::mmsg;
@@ -55,11 +56,15 @@ impl Receiver {
         }
     }
 
-    /// What the last call received, except what did not fit.
-    pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
-        self.inner.messages().filter(|message| !message.truncated).filter_map(|message| {
+    /// What the last call received. What did not fit is counted.
+    pub fn runs<'a>(&'a self, counters: &'a Counters) -> impl Iterator<Item = Run<'a>> {
+        self.inner.messages().filter_map(|message| {
             let bytes = message.bytes;
-            let path = Path { remote: message.from?, local: message.to };
+            let Some(remote) = message.from.filter(|_| !message.truncated) else {
+                counters.count(Io::Truncated, 1);
+                return None;
+            };
+            let path = Path { remote, local: message.to };
             Some(Run { path, bytes, segment: message.segment.unwrap_or(bytes.len().max(1)) })
         })
     }
@@ -69,5 +74,30 @@ impl<'a> Run<'a> {
     /// The datagrams in the order they came. An empty one is none.
     pub fn datagrams(&self) -> impl Iterator<Item = &'a [u8]> {
         self.bytes.chunks(self.segment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::runtime::udp::Sockets;
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let sockets = Sockets::bind(1, 0, 0).unwrap();
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut receiver = Receiver { inner: mmsg::Receiver::new(1, 16), most: 1 };
+        for (len, fits) in [(16, true), (17, false), (100, false)] {
+            sender.send_to(&vec![7; len], ("127.0.0.1", sockets.port())).unwrap();
+            let socket = sockets.lane(0);
+            poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap();
+            assert_eq!(receiver.receive(socket).unwrap(), 1);
+            let counters = Counters::default();
+            assert_eq!(receiver.runs(&counters).count(), usize::from(fits), "{len} bytes");
+            let truncated = counters.counts(true).find(|(name, _)| *name == "truncated");
+            assert_eq!(truncated, Some(("truncated", u64::from(!fits))), "{len} bytes");
+        }
     }
 }

@@ -7,17 +7,18 @@ use std::fmt::Write;
 
 use zeroize::Zeroizing;
 
-use super::{DeviceState, DeviceUpdate, PeerState, PeerUpdate};
+use super::{DROPPED, DeviceState, DeviceUpdate, FALLBACK, PeerState, PeerUpdate};
 
 /// Upper bounds of what the parts need as text, in bytes: the longest keys and values of each added up.
 const DEVICE_BYTES: usize = 256;
+const COUNTER_BYTES: usize = 80;
 const PEER_BYTES: usize = 512;
 const ALLOWED_IP_BYTES: usize = 64;
 
 impl DeviceUpdate {
     /// The whole request, from `set=1` to the closing empty line.
     pub fn encode(&self) -> Zeroizing<String> {
-        let mut out = buffer(self.peers.len(), self.peers.iter().map(|peer| peer.allowed_ips.len()).sum());
+        let mut out = buffer(0, self.peers.len(), self.peers.iter().map(|peer| peer.allowed_ips.len()).sum());
         line(&mut out, "set", 1);
         if let Some(key) = &self.private_key {
             key_line(&mut out, "private_key", key);
@@ -73,7 +74,8 @@ impl PeerUpdate {
 impl DeviceState {
     /// The whole answer, from the first key to `errno=0` and the closing empty line.
     pub fn encode(&self) -> Zeroizing<String> {
-        let mut out = buffer(self.peers.len(), self.peers.iter().map(|peer| peer.allowed_ips.len()).sum());
+        let nets = self.peers.iter().map(|peer| peer.allowed_ips.len()).sum();
+        let mut out = buffer(self.dropped.len() + self.fallbacks.len(), self.peers.len(), nets);
         if let Some(key) = &self.private_key {
             key_line(&mut out, "private_key", key);
         }
@@ -82,6 +84,11 @@ impl DeviceState {
         }
         if self.fwmark != 0 {
             line(&mut out, "fwmark", self.fwmark);
+        }
+        for (group, counts) in [(DROPPED, &self.dropped), (FALLBACK, &self.fallbacks)] {
+            for (name, count) in counts {
+                line(&mut out, &format!("{group}{name}"), count);
+            }
         }
         for peer in &self.peers {
             peer.encode_into(&mut out);
@@ -116,8 +123,8 @@ impl PeerState {
     }
 }
 
-fn buffer(peers: usize, allowed_ips: usize) -> Zeroizing<String> {
-    let bytes = DEVICE_BYTES + peers * PEER_BYTES + allowed_ips * ALLOWED_IP_BYTES;
+fn buffer(counters: usize, peers: usize, allowed_ips: usize) -> Zeroizing<String> {
+    let bytes = DEVICE_BYTES + counters * COUNTER_BYTES + peers * PEER_BYTES + allowed_ips * ALLOWED_IP_BYTES;
     Zeroizing::new(String::with_capacity(bytes))
 }
 

@@ -24,7 +24,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -46,6 +46,10 @@ pub const SOCKET_DIR: &str = "/var/run/wireguard";
 
 const SOCKET: &str = ".sock";
 const WANTED: &str = ".wanted";
+
+/// How the keys of counters begin.
+const DROPPED: &str = "warren_dropped_";
+const FALLBACK: &str = "warren_fallback_";
 
 /// Where the socket of interface `ifname` lives: `/var/run/wireguard/IFNAME.sock`.
 pub fn socket_path(ifname: &str) -> PathBuf {
@@ -148,6 +152,10 @@ pub struct DeviceState {
     pub listen_port: u16,
     /// The mark of outgoing datagrams; 0 is none.
     pub fwmark: u32,
+    /// Packets lost since the start, by reason (`warren_dropped_REASON`). No other program tells; wg(8) skips it.
+    pub dropped: BTreeMap<String, u64>,
+    /// What went another way than the usual, by reason (`warren_fallback_REASON`); nothing of it is lost.
+    pub fallbacks: BTreeMap<String, u64>,
     /// All peers.
     pub peers: Vec<PeerState>,
 }
@@ -278,6 +286,8 @@ impl fmt::Debug for DeviceState {
             .field("private_key", &redacted(&self.private_key))
             .field("listen_port", &self.listen_port)
             .field("fwmark", &self.fwmark)
+            .field("dropped", &self.dropped)
+            .field("fallbacks", &self.fallbacks)
             .field("peers", &self.peers)
             .finish()
     }

@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use super::{AllowedIpChange, DeviceState, DeviceUpdate, PeerState, PeerUpdate, SecretKey};
+use super::{
+    AllowedIpChange, DROPPED, DeviceState, DeviceUpdate, FALLBACK, PeerState, PeerUpdate, SecretKey,
+};
 
 /// What is wrong with a text of the configuration protocol. Lines count from 1. Values are never shown,
 /// because they may be keys.
@@ -167,7 +169,14 @@ impl DeviceState {
             "private_key" => self.private_key = some_key(line.secret("private_key")?),
             "listen_port" => self.listen_port = line.number("listen_port", "a port, 0 to 65535")?,
             "fwmark" => self.fwmark = line.number("fwmark", "a number of 32 bits")?,
-            _ => {}
+            key => {
+                let groups = [(DROPPED, &mut self.dropped), (FALLBACK, &mut self.fallbacks)];
+                for (group, counts) in groups {
+                    if let Some(name) = key.strip_prefix(group) {
+                        counts.insert(name.to_owned(), line.number(group, "a number of 64 bits")?);
+                    }
+                }
+            }
         }
         Ok(())
     }

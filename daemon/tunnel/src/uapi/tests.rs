@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixListener;
 
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::option::of;
 use proptest::prelude::*;
 
@@ -85,9 +85,11 @@ prop_compose! {
         private_key in of(real_secret()),
         listen_port in any::<u16>(),
         fwmark in any::<u32>(),
+        dropped in btree_map("[a-z_]{1,20}", any::<u64>(), 0..3),
+        fallbacks in btree_map("[a-z_]{1,20}", any::<u64>(), 0..3),
         peers in vec(peer_state(), 0..5),
     ) -> DeviceState {
-        DeviceState { private_key, listen_port, fwmark, peers }
+        DeviceState { private_key, listen_port, fwmark, dropped, fallbacks, peers }
     }
 }
 
@@ -107,6 +109,7 @@ fn near_miss() -> impl Strategy<Value = String> {
         "endpoint",
         "persistent_keepalive_interval",
         "warren_lanes",
+        "warren_dropped_no_peer",
         "replace_allowed_ips",
         "allowed_ip",
         "protocol_version",
@@ -147,7 +150,7 @@ proptest! {
         let update_bound = 256 + 512 * update.peers.len()
             + 64 * update.peers.iter().map(|peer| peer.allowed_ips.len()).sum::<usize>();
         prop_assert!(update.encode().len() <= update_bound);
-        let state_bound = 256 + 512 * state.peers.len()
+        let state_bound = 256 + 80 * (state.dropped.len() + state.fallbacks.len()) + 512 * state.peers.len()
             + 64 * state.peers.iter().map(|peer| peer.allowed_ips.len()).sum::<usize>();
         prop_assert!(state.encode().len() <= state_bound);
     }
