@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::counters::{Counters, Io};
+use super::recycle::recycle;
 use super::sender::{MAX_RUN, MAX_SEGMENTS};
 use crate::device::{MAX_PACKET, OVERHEAD, Packets};
 use crate::offload::vnet::{self, VnetHeader};
@@ -16,7 +17,12 @@ pub struct Interface {
     coalescer: Coalescer,
     /// One packet from the TUN, with its vnet header in front and room for padding behind.
     buffer: Box<[u8]>,
-    mtu: usize,
+    /// The MTU for which the limit of segments is set.
+    limited: Option<usize>,
+    /// Whether it was said that the limit cannot be set.
+    told: bool,
+    /// Memory for a batch, which it takes from one to the next.
+    slices: Vec<&'static [u8]>,
 }
 
 impl Interface {
@@ -27,7 +33,9 @@ impl Interface {
             queue,
             coalescer: Coalescer::new(offloads.tcp, offloads.udp),
             buffer: vec![0; vnet::LEN + MAX_PACKET + SPARE].into_boxed_slice(),
-            mtu: 0,
+            limited: None,
+            told: false,
+            slices: Vec::new(),
         }
     }
 
@@ -57,7 +65,8 @@ impl Interface {
         if packets.is_empty() {
             return Ok(());
         }
-        let slices: Vec<&[u8]> = packets.iter().map(|(packet, ())| packet).collect();
+        let mut slices = recycle(std::mem::take(&mut self.slices));
+        slices.extend(packets.iter().map(|(packet, ())| packet));
         let (queue, mut result) = (&self.queue, Ok(()));
         self.coalescer.coalesce(&slices, |parts, count| match queue.write(parts) {
             Ok(()) => true,
@@ -73,6 +82,7 @@ impl Interface {
                 true
             }
         });
+        self.slices = recycle(slices);
         packets.clear();
         result
     }
@@ -84,12 +94,15 @@ impl Interface {
     /// Those of [`Queue::mtu`].
     pub fn mtu(&mut self) -> io::Result<usize> {
         let mtu = self.queue.mtu()?;
-        if mtu != self.mtu {
-            self.mtu = mtu;
+        if self.limited != Some(mtu) {
             let segments = (MAX_RUN / (mtu + OVERHEAD)).clamp(1, MAX_SEGMENTS);
-            if let Err(error) = self.queue.set_gso_max_segs(segments as u32) {
-                // Then some leave as two.
-                tracing::info!(%error, segments, "the limit of segments in a super-packet cannot be set");
+            match self.queue.set_gso_max_segs(segments as u32) {
+                Ok(()) => self.limited = Some(mtu),
+                // Then some leave as two, until it succeeds at a later look.
+                Err(error) if !std::mem::replace(&mut self.told, true) => {
+                    tracing::info!(%error, segments, "the limit of segments in a super-packet cannot be set");
+                }
+                Err(_) => {}
             }
         }
         Ok(mtu)

@@ -16,6 +16,7 @@ mod counters;
 mod interface;
 mod lane;
 mod receiver;
+mod recycle;
 mod sender;
 mod socket_file;
 mod udp;

@@ -2,6 +2,7 @@
 
 pub mod link;
 pub mod mmsg;
+pub mod namespace;
 pub mod process;
 pub mod socket;
 pub mod steering;

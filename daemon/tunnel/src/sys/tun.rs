@@ -7,13 +7,14 @@
 use std::ffi::{CStr, c_int, c_short};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::libc::IFNAMSIZ;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use super::namespace::{self, Identity};
 use super::{link, steering};
 
 /// `struct ifreq` as the kernel reads and writes it: a name, then a union of 24 bytes, of which the
@@ -32,7 +33,11 @@ nix::ioctl_read_bad!(tun_get_iff, libc::TUNGETIFF as libc::Ioctl, InterfaceReque
 nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU as libc::Ioctl, InterfaceRequest);
 nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU as libc::Ioctl, InterfaceRequest);
 nix::ioctl_write_ptr_bad!(set_tx_queue_len, libc::SIOCSIFTXQLEN as libc::Ioctl, InterfaceRequest);
+nix::ioctl_none_bad!(tun_get_namespace, TUNGETDEVNETNS);
 nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD as libc::Ioctl);
+
+/// `_IO('T', 227)`, since Linux 5.2 (`linux/if_tun.h`); libc does not have it.
+const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 
 /// Packets that wait for the reader of a queue at most. The kernel's default for TUN, 500, is 4 ms of full packets at
 /// 1.5 Gbit/s, about as long as a lane may wait for a processor: 0.6 % of UDP at that rate were lost. As for Ethernet:
@@ -49,8 +54,8 @@ const OFFLOAD_UDP: c_int = (libc::TUN_F_USO4 | libc::TUN_F_USO6) as c_int;
 #[derive(Debug)]
 pub struct Queue {
     file: File,
-    /// Any socket: requests about interfaces go through one.
-    control: OwnedFd,
+    /// The namespace in which the interface was made, which is the program's; `None` if the kernel does not tell.
+    home: Option<Identity>,
     offloads: Offloads,
 }
 
@@ -102,8 +107,6 @@ impl Queue {
     }
 
     fn attach(name: &str, flags: c_int) -> io::Result<Self> {
-        let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
-            .or_else(|_| socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None))?;
         let file =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         // All flags of TUNSETIFF fit into the 16 bits of ifr_flags; IFF_TUN_EXCL is the uppermost of them.
@@ -111,7 +114,9 @@ impl Queue {
         request.value[..2].copy_from_slice(&(flags as c_short).to_ne_bytes());
         // SAFETY: the request is the `struct ifreq` that TUNSETIFF reads, and lives through the call.
         unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;
-        Ok(Self { file, control, offloads: Offloads::default() })
+        let queue = Self { file, home: None, offloads: Offloads::default() };
+        let home = queue.namespace().and_then(|namespace| Identity::of(&namespace)).ok();
+        Ok(Self { home, ..queue })
     }
 
     /// The interface's request, under its present name: it may have been renamed.
@@ -122,22 +127,47 @@ impl Queue {
         Ok(request)
     }
 
+    /// The namespace in which the interface is now.
+    fn namespace(&self) -> io::Result<File> {
+        // SAFETY: TUNGETDEVNETNS takes no argument and returns a new descriptor.
+        let namespace = unsafe { tun_get_namespace(self.file.as_raw_fd()) }?;
+        // SAFETY: the descriptor is open and nobody else's.
+        Ok(File::from(unsafe { OwnedFd::from_raw_fd(namespace) }))
+    }
+
+    /// Runs `work` where the interface is: its name means another one elsewhere.
+    fn at_interface<T: Send>(
+        &self,
+        work: impl FnOnce(InterfaceRequest) -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        let request = self.request()?;
+        let Some(home) = self.home else { return work(request) };
+        let namespace = self.namespace()?;
+        if Identity::of(&namespace)? == home {
+            work(request)
+        } else {
+            namespace::inside(&namespace, || work(request))
+        }
+    }
+
     /// The MTU, in bytes.
     ///
     /// # Errors
-    /// EBADFD if the interface was deleted, ENODEV if it was moved to another namespace.
+    /// EBADFD if the interface was deleted, EPERM if it was moved to a namespace that this program may not enter.
     pub fn mtu(&self) -> io::Result<usize> {
-        let mut request = self.request()?;
-        // SAFETY: SIOCGIFMTU reads the name and writes an int behind it, both within the request.
-        unsafe { get_mtu(self.control.as_raw_fd(), &raw mut request) }?;
-        let [a, b, c, d, ..] = request.value;
-        Ok(c_int::from_ne_bytes([a, b, c, d]).max(0) as usize)
+        self.at_interface(|mut request| {
+            let control = control()?;
+            // SAFETY: SIOCGIFMTU reads the name and writes an int behind it, both within the request.
+            unsafe { get_mtu(control.as_raw_fd(), &raw mut request) }?;
+            let [a, b, c, d, ..] = request.value;
+            Ok(c_int::from_ne_bytes([a, b, c, d]).max(0) as usize)
+        })
     }
 
     fn set_tx_queue_len(&self, packets: c_int) -> io::Result<()> {
-        let request = self.request_with(packets)?;
+        let (control, request) = (control()?, self.request_with(packets)?);
         // SAFETY: SIOCSIFTXQLEN reads the name and an int behind it, both within the request.
-        unsafe { set_tx_queue_len(self.control.as_raw_fd(), &raw const request) }?;
+        unsafe { set_tx_queue_len(control.as_raw_fd(), &raw const request) }?;
         Ok(())
     }
 
@@ -150,9 +180,9 @@ impl Queue {
     }
 
     fn set_mtu(&self, mtu: u16) -> io::Result<()> {
-        let request = self.request_with(mtu.into())?;
+        let (control, request) = (control()?, self.request_with(mtu.into())?);
         // SAFETY: SIOCSIFMTU reads the name and an int behind it, both within the request.
-        unsafe { set_mtu(self.control.as_raw_fd(), &raw const request) }?;
+        unsafe { set_mtu(control.as_raw_fd(), &raw const request) }?;
         Ok(())
     }
 
@@ -175,11 +205,12 @@ impl Queue {
     /// Sets the most segments that a super-packet may have which the kernel gives.
     ///
     /// # Errors
-    /// Those of [`link::set_gso_max_segs`].
+    /// As for [`mtu`](Self::mtu), and those of [`link::set_gso_max_segs`].
     pub fn set_gso_max_segs(&self, segments: u32) -> io::Result<()> {
-        let request = self.request()?;
-        let name = CStr::from_bytes_until_nul(&request.name).map_err(|_| io::ErrorKind::InvalidData)?;
-        link::set_gso_max_segs(if_nametoindex(name)?, segments)
+        self.at_interface(|request| {
+            let name = CStr::from_bytes_until_nul(&request.name).map_err(|_| io::ErrorKind::InvalidData)?;
+            link::set_gso_max_segs(if_nametoindex(name)?, segments)
+        })
     }
 
     fn set_offload(&self, flags: c_int) -> io::Result<()> {
@@ -209,6 +240,12 @@ impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Any socket of the thread's namespace: requests about interfaces go through one.
+fn control() -> io::Result<OwnedFd> {
+    let open = |family| socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
+    Ok(open(AddressFamily::Inet).or_else(|_| open(AddressFamily::Unix))?)
 }
 
 impl InterfaceRequest {
