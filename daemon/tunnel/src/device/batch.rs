@@ -102,6 +102,13 @@ impl<T> Batch<T> {
         self.items.push((self.used, note));
     }
 
+    /// Adds an item that lies elsewhere. The caller has seen that there is room.
+    #[cfg(test)]
+    pub fn push(&mut self, item: &[u8], note: T) {
+        self.room()[..item.len()].copy_from_slice(item);
+        self.commit(item.len(), note);
+    }
+
     /// The items in the order they came.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &T)> {
         let mut start = 0;

@@ -1,12 +1,14 @@
 //! Sending datagrams: runs of equal ones for one destination as one message, which the kernel cuts apart again
 //! (UDP_SEGMENT), and several messages by one system call.
 
-use std::os::fd::AsFd as _;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::counters::{Counters, Io};
+use super::recycle::recycle;
 use super::udp::{Sockets, UdpSocket};
 use crate::device::{Datagrams, Destination, Run};
 use crate::sys::mmsg::{self, Message};
@@ -26,10 +28,15 @@ const SEND_PATIENCE_MS: u8 = 10;
 
 /// Sends batches of datagrams.
 pub struct Sender {
-    inner: mmsg::Sender,
+    system: System,
     /// Whether runs are sent as such.
     segmentation: bool,
+    /// Memory for the messages of a batch, which it takes from one to the next.
+    messages: Vec<Message<'static>>,
 }
+
+/// sendmmsg(2), as [`mmsg::Sender::send`] has it, or what a test has in its place.
+type System = Box<dyn FnMut(BorrowedFd<'_>, &[Message<'_>]) -> io::Result<usize>>;
 
 /// What to do about a message that was refused.
 #[derive(Debug, PartialEq, Eq)]
@@ -38,6 +45,8 @@ enum Refused {
     NotFromThere,
     /// The path takes no runs: not now, and not later.
     NoRuns,
+    /// Either of the next and the one before: one datagram alone tells.
+    NotFromThereOrNotThisRun,
     /// The path does not take this run: its datagrams are longer than the link, and would have to be fragmented.
     NotThisRun,
     /// It is lost.
@@ -48,6 +57,7 @@ impl Refused {
     /// What the kernel means (`udp.c` and `ipv6/udp.c`, `udp_send_skb`; `route.c`, `ip_route_output_key_hash_rcu`).
     fn by(error: Errno, is_run: bool, has_source: bool) -> Self {
         match error {
+            Errno::EINVAL if is_run && has_source => Self::NotFromThereOrNotThisRun,
             Errno::EINVAL | Errno::EADDRNOTAVAIL | Errno::ENETUNREACH | Errno::EHOSTUNREACH if has_source => {
                 Self::NotFromThere
             }
@@ -61,7 +71,12 @@ impl Refused {
 impl Sender {
     /// Sends runs as such until a path refuses them.
     pub fn new() -> Self {
-        Self { inner: mmsg::Sender::new(BATCH), segmentation: true }
+        let mut inner = mmsg::Sender::new(BATCH);
+        Self::by(Box::new(move |socket, messages| inner.send(socket, messages)))
+    }
+
+    fn by(system: System) -> Self {
+        Self { system, segmentation: true, messages: Vec::with_capacity(BATCH) }
     }
 
     /// Sends all of `batch`, each datagram by its lane's socket, and empties it. What cannot be sent is
@@ -74,9 +89,9 @@ impl Sender {
     }
 
     fn send_all(&mut self, sockets: &Sockets, batch: &Datagrams, counters: &Counters) {
-        let most = if self.segmentation { MAX_SEGMENTS } else { 1 };
+        let most = if self.segmentation && sockets.segmentation() { MAX_SEGMENTS } else { 1 };
         let mut runs = batch.runs(most, MAX_RUN).peekable();
-        let mut messages: Vec<Message<'_>> = Vec::with_capacity(batch.len());
+        let mut messages: Vec<Message<'_>> = recycle(std::mem::take(&mut self.messages));
         while let Some(Run { note: Destination { lane, .. }, .. }) = runs.peek() {
             let lane = *lane;
             let socket = sockets.lane(lane);
@@ -94,6 +109,7 @@ impl Sender {
             }
             self.send_messages(socket, &messages, counters);
         }
+        self.messages = recycle(messages);
     }
 
     /// Sends messages by one socket. sendmmsg stops at the first that fails, and says why only if that is
@@ -101,13 +117,13 @@ impl Sender {
     fn send_messages(&mut self, socket: &UdpSocket, mut messages: &[Message<'_>], counters: &Counters) {
         let mut waited = false;
         while let Some((first, rest)) = messages.split_first() {
-            let result = self.inner.send(socket.as_fd(), messages);
+            let result = (self.system)(socket.as_fd(), messages);
             let error = match result {
                 Ok(sent) => {
                     messages = &messages[sent..];
                     continue;
                 }
-                Err(error) => Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+                Err(error) => errno(&error),
             };
             match error {
                 Errno::EINTR => {}
@@ -134,9 +150,18 @@ impl Sender {
                 tracing::debug!(error = error.desc(), "a datagram was not sent");
                 return counters.count(Io::NoRoute, count(message));
             }
-            Refused::NotFromThere => {
-                counters.count(Io::SourceRefused, 1);
-                return self.send_messages(socket, &[Message { from: None, ..*message }], counters);
+            Refused::NotFromThere => return self.send_from_anywhere(socket, message, counters),
+            Refused::NotFromThereOrNotThisRun => {
+                let (first, rest) = split_first(message);
+                match (self.system)(socket.as_fd(), &[first]) {
+                    Err(error) if errno(&error) == Errno::EINVAL => {
+                        return self.send_from_anywhere(socket, message, counters);
+                    }
+                    // Whatever else is the matter with it is so with the rest.
+                    Err(_) => self.send_singly(socket, message, counters),
+                    Ok(_) => self.send_singly(socket, &rest, counters),
+                }
+                return counters.count(Io::RunRefused, 1);
             }
             Refused::NoRuns => {
                 tracing::warn!(error = error.desc(), "datagrams are not sent in runs from now on");
@@ -145,11 +170,32 @@ impl Sender {
             Refused::NotThisRun => {}
         }
         counters.count(Io::RunRefused, 1);
+        self.send_singly(socket, message, counters);
+    }
+
+    /// Sends what cannot come from the address at which the peer reaches us.
+    fn send_from_anywhere(&mut self, socket: &UdpSocket, message: &Message<'_>, counters: &Counters) {
+        counters.count(Io::SourceRefused, 1);
+        self.send_messages(socket, &[Message { from: None, ..*message }], counters);
+    }
+
+    /// Sends a run as single datagrams, in its order.
+    fn send_singly(&mut self, socket: &UdpSocket, message: &Message<'_>, counters: &Counters) {
         let segment = message.segment.map_or(message.bytes.len(), usize::from).max(1);
         let single: Vec<_> =
             message.bytes.chunks(segment).map(|bytes| Message { bytes, segment: None, ..*message }).collect();
         self.send_messages(socket, &single, counters);
     }
+}
+
+/// The first datagram of a run of two at least, and the run of the others.
+fn split_first<'a>(run: &Message<'a>) -> (Message<'a>, Message<'a>) {
+    let (first, rest) = run.bytes.split_at(run.segment.map_or(run.bytes.len(), usize::from));
+    (Message { bytes: first, segment: None, ..*run }, Message { bytes: rest, ..*run })
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// How many datagrams a message is.
@@ -158,25 +204,5 @@ fn count(message: &Message<'_>) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_runs_are_tried_again() {
-        for error in [Errno::EIO, Errno::EINVAL, Errno::EMSGSIZE, Errno::ENETUNREACH, Errno::EPERM] {
-            assert_eq!(Refused::by(error, false, false), Refused::Lost, "{error}");
-        }
-        assert_eq!(Refused::by(Errno::EIO, true, true), Refused::NoRuns);
-        assert_eq!(Refused::by(Errno::EMSGSIZE, true, true), Refused::NotThisRun);
-        assert_eq!(Refused::by(Errno::EINVAL, true, false), Refused::NotThisRun);
-        assert_eq!(Refused::by(Errno::ENETUNREACH, true, false), Refused::Lost);
-    }
-
-    #[test]
-    fn a_source_that_is_gone_is_given_up_first() {
-        for is_run in [true, false] {
-            assert_eq!(Refused::by(Errno::EINVAL, is_run, true), Refused::NotFromThere);
-        }
-        assert_eq!(Refused::by(Errno::EPERM, false, true), Refused::Lost);
-    }
-}
+#[path = "sender_tests.rs"]
+mod tests;

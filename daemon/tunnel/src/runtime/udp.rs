@@ -20,6 +20,8 @@ pub struct UdpSocket {
     fd: OwnedFd,
     port: u16,
     ipv6: bool,
+    /// Whether the kernel cuts runs of datagrams apart (UDP_SEGMENT, since Linux 4.18).
+    segmentation: bool,
 }
 
 impl UdpSocket {
@@ -40,12 +42,19 @@ impl UdpSocket {
         if ipv6 {
             socket::setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
             socket::setsockopt(&fd, sockopt::Ipv6RecvPacketInfo, &true)?;
+        } else {
+            socket::setsockopt(&fd, sockopt::Ipv4PacketInfo, &true)?;
         }
         sys::socket::allow_fragments(fd.as_fd(), ipv6)?;
         set_buffers(&fd);
         // Without (before Linux 5.0) every datagram comes on its own, and that is all.
         if let Err(error) = socket::setsockopt(&fd, sockopt::UdpGroSegment, &true) {
             tracing::info!(%error, "datagrams are not received in runs");
+        }
+        // 0 is off: each run tells its own size.
+        let segmentation = socket::setsockopt(&fd, sockopt::UdpGsoSegment, &0);
+        if let Err(error) = segmentation {
+            tracing::info!(%error, "datagrams are not sent in runs");
         }
         let any: SocketAddr = match ipv6 {
             true => (Ipv6Addr::UNSPECIFIED, port).into(),
@@ -54,7 +63,7 @@ impl UdpSocket {
         socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(any))?;
         let bound: SockaddrStorage = socket::getsockname(fd.as_raw_fd())?;
         let port = to_socket_addr(&bound).map_or(0, |address| address.port());
-        let socket = Self { fd, port, ipv6 };
+        let socket = Self { fd, port, ipv6, segmentation: segmentation.is_ok() };
         if mark != 0 {
             socket.set_mark(mark)?;
         }
@@ -65,9 +74,9 @@ impl UdpSocket {
         Ok(socket::setsockopt(&self.fd, sockopt::Mark, &mark)?)
     }
 
-    /// From where datagrams leave that are to come from `from`: a socket of IPv4 alone leaves that to the routes.
+    /// From where datagrams leave that are to come from `from`: an IPv6 address is not one where there is no IPv6.
     pub fn source(&self, from: Option<IpAddr>) -> Option<IpAddr> {
-        from.filter(|_| self.ipv6)
+        from.filter(|from| self.ipv6 || from.is_ipv4())
     }
 
     /// How the kernel wants to see `to` on this socket. `None`: an IPv6 address where there is no IPv6.
@@ -168,6 +177,11 @@ impl Sockets {
         self.by_lane.first().map_or(0, |socket| socket.port)
     }
 
+    /// Whether runs of datagrams can be sent as such.
+    pub fn segmentation(&self) -> bool {
+        self.by_lane.iter().all(|socket| socket.segmentation)
+    }
+
     /// The mark of outgoing datagrams.
     pub fn mark(&self) -> u32 {
         self.mark
@@ -184,5 +198,38 @@ fn to_socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
         AddressFamily::Inet => address.as_sockaddr_in().map(|v4| SocketAddr::V4((*v4).into())),
         AddressFamily::Inet6 => address.as_sockaddr_in6().map(|v6| SocketAddr::V6((*v6).into())),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::runtime::counters::Counters;
+    use crate::runtime::receiver::Receiver;
+    use crate::sys::mmsg::{self, Message};
+
+    #[test]
+    fn answers_come_from_the_address_that_was_asked_with_and_without_ipv6() {
+        for ipv6 in [true, false] {
+            let socket = UdpSocket::bind_family(0, 0, ipv6).unwrap();
+            let asker = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            asker.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let asked: SocketAddr = ([127, 0, 0, 77], socket.port).into();
+            asker.send_to(b"question", asked).unwrap();
+            poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5000u16)).unwrap();
+            let (mut receiver, counters) = (Receiver::new(), Counters::default());
+            assert_eq!(receiver.receive(&socket).unwrap(), 1);
+            let path = receiver.runs(&counters).next().unwrap().path;
+            assert_eq!(path.local.map(|ip| ip.to_canonical()), Some(asked.ip()), "IPv6: {ipv6}");
+
+            let to = socket.address(path.remote).unwrap();
+            let answer = Message { bytes: b"answer", to, from: socket.source(path.local), segment: None };
+            assert_eq!(mmsg::Sender::new(1).send(socket.as_fd(), &[answer]).unwrap(), 1);
+            assert_eq!(asker.recv_from(&mut [0; 16]).unwrap(), (6, asked), "IPv6: {ipv6}");
+        }
     }
 }

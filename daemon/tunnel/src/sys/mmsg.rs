@@ -2,7 +2,8 @@
 //!
 //! nix has recvmmsg(2) and sendmmsg(2), but gives all messages of a call the same control messages; here each has its
 //! own segment size and own address. Kernel `include/uapi/linux/udp.h`: UDP_SEGMENT says into how long datagrams the
-//! kernel is to cut one message, UDP_GRO of how long ones it has made one. ipv6(7): IPV6_PKTINFO is our own address.
+//! kernel is to cut one message, UDP_GRO of how long ones it has made one. ipv6(7) and ip(7): IPV6_PKTINFO is our own
+//! address, and on sockets of IPv4 alone IP_PKTINFO.
 #![expect(unsafe_code, reason = "recvmmsg and sendmmsg with control messages")]
 
 use std::io;
@@ -41,7 +42,15 @@ impl From<SocketAddr> for Address {
     }
 }
 
+/// `struct in_pktinfo`: an interface, our address as routes know it, and the one in the packet's header.
+const PKTINFO: usize = 12;
+const _: () = assert!(PKTINFO == size_of::<libc::in_pktinfo>());
+
 impl Address {
+    fn is_ipv4(&self) -> bool {
+        self.len == size_of::<libc::sockaddr_in>() as libc::socklen_t
+    }
+
     fn to_socket_addr(self) -> Option<SocketAddr> {
         let [family_a, family_b, port_a, port_b, ..] = self.bytes;
         let port = u16::from_be_bytes([port_a, port_b]);
@@ -86,12 +95,17 @@ impl Controls {
     }
 
     /// What is said with a message to send. Returns its length.
-    fn write(&mut self, segment: Option<u16>, from: Option<IpAddr>) -> usize {
+    fn write(&mut self, segment: Option<u16>, from: Option<IpAddr>, to: &Address) -> usize {
         let mut len = 0;
         if let Some(segment) = segment {
             len = self.put(len, libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
         }
-        if let Some(from) = from {
+        if let (Some(IpAddr::V4(from)), true) = (from, to.is_ipv4()) {
+            // The interface is left to the routes.
+            let mut info = [0; PKTINFO];
+            info[4..8].copy_from_slice(&from.octets());
+            len = self.put(len, libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        } else if let Some(from) = from {
             // `struct in6_pktinfo`: address, and an interface that is left to the routes.
             let mut info = [0; size_of::<libc::in6_pktinfo>()];
             let address = match from {
@@ -120,6 +134,10 @@ impl Controls {
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     to = value.first_chunk::<16>().map(|address| Ipv6Addr::from(*address).to_canonical());
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = value.first_chunk::<PKTINFO>();
+                    to = info.map(|[.., a, b, c, d]| Ipv4Addr::new(*a, *b, *c, *d).into());
                 }
                 _ => {}
             }
@@ -151,7 +169,7 @@ struct Length {
 pub struct Received<'a> {
     /// The sender; `None` if it is of no family that is known.
     pub from: Option<SocketAddr>,
-    /// Which of our addresses it was sent to, if the socket tells (IPV6_RECVPKTINFO).
+    /// Which of our addresses it was sent to, if the socket tells (IPV6_RECVPKTINFO, IP_PKTINFO).
     pub to: Option<IpAddr>,
     /// One datagram, or several of equal length, of which the last may be shorter.
     pub bytes: &'a [u8],
@@ -238,7 +256,7 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     /// Where to.
     pub to: Address,
-    /// From which of our addresses; `None` leaves it to the routes. Only on sockets of IPv6.
+    /// From which of our addresses; `None` leaves it to the routes.
     pub from: Option<IpAddr>,
     /// Into how long datagrams the kernel is to cut it.
     pub segment: Option<u16>,
@@ -280,7 +298,7 @@ impl Sender {
             header.msg_iovlen = 1;
             header.msg_control = null_mut();
             header.msg_controllen = 0;
-            let said = control.write(message.segment, message.from);
+            let said = control.write(message.segment, message.from, &message.to);
             if said > 0 {
                 header.msg_control = control.0.as_mut_ptr().cast();
                 header.msg_controllen = said as _;
@@ -314,17 +332,36 @@ mod tests {
             for from in [None, Some("192.0.2.1"), Some("2001:db8::1")] {
                 let from: Option<IpAddr> = from.map(|from| from.parse().unwrap());
                 let mut controls = Controls::NONE;
-                let len = controls.write(segment, from);
+                let len = controls.write(segment, from, &address("[2001:db8::2]:1"));
                 assert_eq!(controls.read(len).1, from);
                 assert_eq!(len > 0, segment.is_some() || from.is_some());
             }
         }
     }
 
+    fn address(text: &str) -> Address {
+        text.parse::<SocketAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn sockets_of_ipv4_have_control_messages_of_their_own() {
+        let mut controls = Controls::NONE;
+        let len =
+            controls.write(Some(1452), Some(Ipv4Addr::new(192, 0, 2, 1).into()), &address("192.0.2.2:1"));
+        let sent = &controls.0[CONTROL_HEADER + 8..len];
+        assert_eq!(sent[WORD..CONTROL_HEADER], [0, 0, 0, 0, 8, 0, 0, 0], "IPPROTO_IP, IP_PKTINFO");
+        assert_eq!(sent[CONTROL_HEADER + 4..CONTROL_HEADER + 8], [192, 0, 2, 1], "ipi_spec_dst");
+        // The kernel fills in both; the address in the header is the one that was asked.
+        let mut info = [0; PKTINFO];
+        info[8..].copy_from_slice(&[192, 0, 2, 7]);
+        let len = controls.put(0, libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        assert_eq!(controls.read(len), (None, Some(Ipv4Addr::new(192, 0, 2, 7).into())));
+    }
+
     #[test]
     fn a_segment_size_is_read_behind_an_address() {
         let mut controls = Controls::NONE;
-        let at = controls.write(None, Some(Ipv4Addr::LOCALHOST.into()));
+        let at = controls.write(None, Some(Ipv4Addr::LOCALHOST.into()), &address("[2001:db8::2]:1"));
         let len = controls.put(at, libc::SOL_UDP, libc::UDP_GRO, &1452i32.to_ne_bytes());
         assert_eq!(controls.read(len), (Some(1452), Some(Ipv4Addr::LOCALHOST.into())));
         assert_eq!(controls.read(len - 8), (None, Some(Ipv4Addr::LOCALHOST.into())), "cut");
