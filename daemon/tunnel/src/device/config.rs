@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::admission::Gate;
 use super::allowed_ips::AllowedIps;
 use super::peer::{Peer, PublicKey, of_lane};
-use super::session::{INDICES, Session};
+use super::session::{Budget, INDICES, Session};
 use crate::uapi::{DeviceState, DeviceUpdate, PeerState, PeerUpdate, SecretKey};
 
 /// As many as the kernel takes (`messages.h`, MAX_PEERS_PER_DEVICE); far below the 2^24 indices.
@@ -63,6 +63,8 @@ pub struct Table {
     indices: HashMap<u32, (Arc<Peer>, usize), BuildHasherDefault<IndexHasher>>,
     handshakes_per_second: u64,
     lanes: u16,
+    /// What packets that wait for keys may take, of all peers together.
+    pub(super) waiting: Arc<Budget>,
 }
 
 impl Table {
@@ -74,6 +76,7 @@ impl Table {
             peers: HashMap::new(),
             indices: HashMap::default(),
             handshakes_per_second,
+            waiting: Arc::default(),
         }
     }
 
@@ -175,7 +178,7 @@ impl Table {
             return peer.clone();
         }
         let indices: Vec<_> = self.fresh_indices();
-        let sessions = indices.iter().map(|indices| Session::new(key.into(), *indices));
+        let sessions = indices.iter().map(|indices| Session::new(key.into(), *indices, self.waiting.clone()));
         let peer = Arc::new(Peer::new(key, sessions));
         for (lane, indices) in indices.into_iter().enumerate() {
             self.indices.extend(indices.map(|index| (index, (peer.clone(), lane))));
@@ -261,6 +264,11 @@ impl Table {
             }
         };
         (0..self.lanes).map(|_| std::array::from_fn(|_| fresh())).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn indices(&self) -> usize {
+        self.indices.len()
     }
 
     /// Everything `get=1` tells, except what only the sockets know.

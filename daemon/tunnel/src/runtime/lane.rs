@@ -4,7 +4,7 @@
 //!   wait for: TUN readable, UDP readable, wake-up, next tick
 //!     UDP ──one batch──▶ decrypt ──▶ TUN          bounded batches in turn, so that a flood in one
 //!     TUN ──one batch──▶ encrypt ──▶ UDP          direction does not starve the other, or the timers
-//!     tick every 250 ms
+//!     tick every 250 ms, or sooner while many handshakes are due
 //! ```
 //!
 //! One thread for both directions is faster here than two: the packets of a TCP stream and their
@@ -134,6 +134,8 @@ pub struct Lane {
     datagrams: Datagrams,
     packets: Packets,
     next_tick: Instant,
+    /// Whether the last tick was the end of a round.
+    round_over: bool,
 }
 
 impl Lane {
@@ -151,6 +153,7 @@ impl Lane {
             datagrams: Datagrams::new(BATCH),
             packets: Packets::new(PACKETS),
             next_tick: Instant::now(),
+            round_over: true,
         }
     }
 
@@ -265,10 +268,10 @@ impl Lane {
             match interface.read()? {
                 None => break,
                 Some(Err(Malformed)) => shared.counters.count(Io::Malformed, 1),
+                Some(Ok(segments)) if segments.is_empty() => shared.counters.count(Io::Malformed, 1),
                 Some(Ok(mut segments)) => {
                     while !segments.is_empty() {
                         if !datagrams.has_room() {
-                Some(Ok(segments)) if segments.is_empty() => shared.counters.count(Io::Malformed, 1),
                             sender.send(sockets, datagrams, &shared.counters);
                         }
                         lane.packets(&mut segments, datagrams);
@@ -286,15 +289,18 @@ impl Lane {
     }
 
     fn tick(&mut self, clock: Clock) {
-        self.next_tick = clock.now + TICK;
         if self.number == 0
+            && self.round_over
             && let Ok(mtu) = self.interface.mtu()
         {
             self.shared.device.set_mtu(mtu);
         }
         let Self { shared, sockets, sender, datagrams, number, .. } = self;
-        shared.device.tick(*number, clock, datagrams, |full| sender.send(sockets, full, &shared.counters));
+        let flush = |full: &mut Datagrams| sender.send(sockets, full, &shared.counters);
+        self.round_over = shared.device.tick(*number, clock, datagrams, flush);
         sender.send(sockets, datagrams, &shared.counters);
+        // From now on: what was done has taken time.
+        self.next_tick = Instant::now() + if self.round_over { TICK } else { PAUSE };
     }
 }
 

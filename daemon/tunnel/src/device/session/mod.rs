@@ -27,10 +27,11 @@
 //! REKEY_AFTER_MESSAGES (2^60) and, when sending, REJECT_AFTER_MESSAGES (2^64 - 2^13 - 1) are not counted:
 //! within the 180 seconds after which boringtun drops a session, they would take 10^16 packets per second.
 
+mod queue;
 mod rekey;
 
-use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use boringtun::noise::errors::WireGuardError;
@@ -43,6 +44,11 @@ use super::config::Identity;
 use super::drops::Drop;
 use crate::uapi::SecretKey;
 
+pub use queue::Budget;
+use queue::Queue;
+#[cfg(test)]
+pub use queue::WAITING_BYTES;
+
 /// Keys are not used for longer (whitepaper section 6.1).
 const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// Counters from here on are refused when receiving (whitepaper section 6.1).
@@ -53,12 +59,12 @@ const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
 const REKEY_AT_LAST: Duration = Duration::from_secs(170);
 /// Whoever has not sent for so long does not need keys (REKEY_TIMEOUT + KEEPALIVE_TIMEOUT).
 const SENDS: Duration = Duration::from_secs(15);
-/// Packets that wait for keys at most, as boringtun has it.
-const QUEUE: usize = 256;
 /// Indices that a session needs: for current, answering and retiring keys.
 pub(super) const INDICES: usize = 2 + RETIRING;
 /// How many former keys are kept.
 const RETIRING: usize = 2;
+/// The length of an initiation, in bytes. A keepalive, all else that a `Tunn` sends by itself, has 32.
+const INITIATION: usize = 148;
 /// For how long one `Tunn` answers: its clock stands still until it is used.
 const ANSWERS: Duration = Duration::from_secs(10);
 /// A peer's initiations are at least this far apart (kernel `noise.c`, INITIATIONS_PER_SECOND = 50).
@@ -76,7 +82,7 @@ pub struct Session {
     /// Indices that lead to this session and are not in use.
     free: Vec<u32>,
     /// Packets that wait for keys, or for room in a batch. Not in a `Tunn`, which takes them to its grave.
-    queue: VecDeque<Box<[u8]>>,
+    queue: Queue,
     path: Option<Path>,
     rx_bytes: u64,
     tx_bytes: u64,
@@ -144,7 +150,7 @@ impl From<TunnResult<'_>> for Outcome {
 
 impl Session {
     /// `indices` all lead to this session.
-    pub(super) fn new(peer: PublicKey, [index, free @ ..]: [u32; INDICES]) -> Self {
+    pub(super) fn new(peer: PublicKey, [index, free @ ..]: [u32; INDICES], budget: Arc<Budget>) -> Self {
         Self {
             peer,
             psk: None,
@@ -152,7 +158,7 @@ impl Session {
             retiring: Vec::new(),
             answering: None,
             free: free.into(),
-            queue: VecDeque::new(),
+            queue: Queue::new(budget),
             path: None,
             rx_bytes: 0,
             tx_bytes: 0,
@@ -166,8 +172,8 @@ impl Session {
         }
     }
 
-    /// Sends an IP packet, already padded, or with no bytes a keepalive. Without keys it is queued (256
-    /// packets at most) and a handshake starts. Needs room for one datagram; uses it for two if there is.
+    /// Sends an IP packet, already padded, or with no bytes a keepalive. Without keys it is queued and a
+    /// handshake starts. Needs room for one datagram; uses it for two if there is.
     pub(super) fn send(&mut self, context: &Context<'_>, packet: &[u8], out: &mut Datagrams) {
         let Some(identity) = context.identity else { return context.drops.count(Drop::NoPrivateKey) };
         let Some(to) = self.path else { return context.drops.count(Drop::NoEndpoint) };
@@ -200,12 +206,11 @@ impl Session {
     }
 
     fn enqueue(&mut self, context: &Context<'_>, packet: &[u8]) {
-        if packet.is_empty() {
-            // A keepalive is not worth waiting for: what else is sent is as good.
-        } else if self.queue.len() < QUEUE {
-            self.queue.push_back(packet.into());
-        } else {
-            context.drops.count(Drop::NoKeys);
+        // A keepalive is not worth waiting for: what else is sent is as good.
+        if !packet.is_empty()
+            && let Err(reason) = self.queue.push(packet)
+        {
+            context.drops.count(reason);
         }
     }
 
@@ -215,6 +220,9 @@ impl Session {
             && out.has_room()
         {
             let outcome = tunn.format_handshake_initiation(out.room(), false).into();
+            if matches!(outcome, Outcome::Datagram(_)) {
+                context.begin();
+            }
             self.emit(context, outcome, to, out);
         }
     }
@@ -256,6 +264,7 @@ impl Session {
                     WireGuardError::NoCurrentSession | WireGuardError::WrongIndex => Drop::UnknownIndex,
                     // Our caller has parsed the message, so this is about what was inside.
                     WireGuardError::InvalidPacket => Drop::BadPacket,
+                    WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter => Drop::ReplayedData,
                     _ => Drop::BadData,
                 });
                 return None;
@@ -351,11 +360,22 @@ impl Session {
         out: &mut Datagrams,
     ) -> Option<u32> {
         let over = self.forget_old_keys(context.now);
+        if context.identity.is_none() {
+            // What waited for keys is stale before there is a private key again.
+            context.drops.count_all(Drop::NoPrivateKey, self.queue.clear());
+        }
         if let Some(tunn) = &mut self.current.tunn {
             match (tunn.update_timers(out.room()).into(), self.path) {
-                (Outcome::Datagram(len), Some(to)) => self.emit(context, Outcome::Datagram(len), to, out),
+                (Outcome::Datagram(len), Some(to)) => {
+                    if len == INITIATION {
+                        context.begin();
+                    }
+                    self.emit(context, Outcome::Datagram(len), to, out);
+                }
                 // It says so for ever; the next packet or keepalive revives it. What waited is stale.
-                (Outcome::Failed(WireGuardError::ConnectionExpired), _) => self.queue.clear(),
+                (Outcome::Failed(WireGuardError::ConnectionExpired), _) => {
+                    context.drops.count_all(Drop::NoKeys, self.queue.clear());
+                }
                 _ => {}
             }
             self.current.look();
@@ -399,7 +419,7 @@ impl Session {
         }
         let (Some(tunn), Some(to)) = (self.current.established(), self.path) else { return };
         while out.has_room() {
-            let Some(packet) = self.queue.pop_front() else { return };
+            let Some(packet) = self.queue.pop() else { return };
             if let Outcome::Datagram(len) = tunn.encapsulate(&packet, out.room()).into() {
                 self.tx_bytes += len as u64;
                 out.commit(len, to.by(context.lane));

@@ -24,7 +24,7 @@ fn replays_are_dropped() {
     }
     assert!(wire.a.delivered.is_empty() && wire.b.delivered.is_empty());
     assert_eq!(wire.b.dropped(Drop::ReplayedHandshake), 1);
-    assert_eq!(wire.b.dropped(Drop::BadData), 2);
+    assert_eq!(wire.b.dropped(Drop::ReplayedData), 2);
     assert!(wire.both_ways());
 }
 

@@ -4,6 +4,7 @@ mod config;
 mod handshake;
 mod hostile;
 mod lanes;
+mod many;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
