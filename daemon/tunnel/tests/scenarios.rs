@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use warren_testkit::scenario::{self, Scenario};
 
+#[path = "scenarios/checksums.rs"]
+mod checksums;
 #[path = "scenarios/demand.rs"]
 mod demand;
 #[path = "scenarios/flood.rs"]
@@ -16,6 +18,8 @@ mod lanes;
 mod lifecycle;
 #[path = "scenarios/live.rs"]
 mod live;
+#[path = "scenarios/memory.rs"]
+mod memory;
 #[path = "scenarios/offloads.rs"]
 mod offloads;
 #[path = "scenarios/site.rs"]
@@ -40,11 +44,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("the MTU of the interface is honoured", live::mtu),
     ("packets larger than the path are fragmented", live::fragments),
     ("IPv6 may be switched off", live::without_ipv6),
+    ("an interface that was moved and renamed is not mixed up with a namesake", live::namesake),
     ("super-packets are used", offloads::used),
     ("offloads switched off on either side give the same bytes", offloads::switched_off),
     ("runs of datagrams that are larger than the link", offloads::larger_than_the_link),
     ("64 MiB through a relay that loses, doubles and reorders", offloads::lossy_relay),
-    ("wrong checksums are never repaired", offloads::wrong_checksums),
+    ("super-packets of UDP and single datagrams are the same bytes", offloads::udp_segmentation),
+    ("wrong checksums are never repaired", checksums::wrong),
     ("four lanes against one of wireguard-go", lanes::four_against_go),
     ("four lanes against four", lanes::four_against_four),
     ("no packet overtakes another of its flow", lanes::order),
@@ -59,6 +65,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("sockets of tunnels on demand are root's alone, and nothing is left of them", demand::sockets),
     ("tunnels on demand whose names are taken are tried without haste", demand::taken_names),
     ("a probe of many tunnels takes no longer than of one", demand::probe),
+    ("what waits for peers that are away has a limit", memory::peers_away),
+    ("peers come and go, and nothing is left of them", memory::come_and_go),
     ("a flood of bad input", flood::flood),
 ];
 

@@ -12,7 +12,7 @@ pub enum Drop {
     NoPeer,
     /// To a peer without a known endpoint.
     NoEndpoint,
-    /// To a peer without keys yet, for which as many packets wait as may.
+    /// To a peer without keys yet, for which as many packets wait as may, or that did not answer while they waited.
     NoKeys,
     /// To a peer without keys yet, while as many bytes wait for all peers together as may.
     QueuesFull,

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use warren_testkit::netns::Netns;
 use warren_testkit::traffic::ping::{Flood, Ping};
 use warren_testkit::wait;
 use warren_tunnel::uapi::{DeviceUpdate, PeerUpdate};
@@ -196,4 +197,36 @@ pub fn without_ipv6() -> Result<()> {
     ensure!(site.left.try_ping(to)?.received == 0);
     site.left.set_peer(site.left.peer_update(&site.right, Some(Family::V4)))?;
     site.left.try_ping(to)?.complete()
+}
+
+/// A tunnel in a container, where it is called as the machine's own link is.
+pub fn namesake() -> Result<()> {
+    let site = Site::joined(ONE, ONE, Family::V4)?;
+    site.ping()?;
+    let machine = &site.left.netns;
+    let container = Netns::new("container")?;
+    let before = machine.sh("ip -d link show eth0")?;
+    machine.ip(&format!("link set {INTERFACE} netns container"))?;
+    container.ip(&format!(
+        "link set {INTERFACE} name eth0\naddress add 10.9.0.1/24 dev eth0\nlink set eth0 mtu 1300 up"
+    ))?;
+    // As many datagrams of 1332 bytes as one send takes.
+    wait::until("the limit of segments", SOON, || {
+        let link = container.sh("ip -d link show eth0")?;
+        ensure!(link.contains("gso_max_segs 49 "), "{link}");
+        Ok(())
+    })?;
+    let after = machine.sh("ip -d link show eth0")?;
+    ensure!(after == before, "it was {before}, it is {after}");
+    Ping { count: 1, size: 1300 - 28, ..Ping::default() }
+        .run(&container, site.right.inner()[0])?
+        .complete()?;
+    // Nothing is padded beyond that MTU.
+    let before = site.left.peer(&site.right)?.tx_bytes;
+    Ping { count: 1, size: 1297 - 28, ..Ping::default() }
+        .run(&container, site.right.inner()[0])?
+        .complete()?;
+    let sent = site.left.peer(&site.right)?.tx_bytes - before;
+    ensure!(sent == 1300 + 32, "{sent} bytes for a packet of 1297");
+    Ok(())
 }

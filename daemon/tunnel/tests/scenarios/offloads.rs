@@ -3,17 +3,14 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, setsockopt, socket,
-    sockopt,
-};
+use nix::sys::socket::{setsockopt, sockopt};
 use rand_core::{OsRng, RngCore};
 use warren_testkit::netns::Netns;
+use warren_testkit::wait;
 use warren_tunnel::uapi::PeerUpdate;
 
 use super::site::{End, Family, INTERFACE, ONE, Program, SOON, Site};
@@ -57,6 +54,12 @@ pub fn used() -> Result<()> {
     for underlay in [Family::V4, Family::V6] {
         let site = Site::joined(ONE, ONE, underlay)?;
         site.ping()?;
+        // 45 datagrams for a packet of the MTU, 1420, are as many bytes as one send takes.
+        wait::until("the limit of segments", SOON, || {
+            let link = site.left.netns.sh(&format!("ip -d link show {INTERFACE}"))?;
+            ensure!(link.contains("gso_max_segs 45 "), "{link}");
+            Ok(())
+        })?;
         for (address, name) in site.right.inner().into_iter().zip(["IPv4", "IPv6"]) {
             let before = [received(&site.right)?, sent(&site.left)?];
             transfer(&site.left, &site.right, address, BYTES / 2)?;
@@ -65,6 +68,51 @@ pub fn used() -> Result<()> {
                 [0, 1].map(|side| (after[side].0 - before[side].0) / (after[side].1 - before[side].1).max(1));
             println!("{name} over {underlay:?}: bytes per packet from the TUN {from}, to the TUN {to}");
             ensure!(from.min(to) > 8 * 1420, "hardly any super-packets: {from}, {to}");
+        }
+    }
+    Ok(())
+}
+
+/// Super-packets of UDP, where the kernel has them for a TUN, and single datagrams give the same bytes.
+pub fn udp_segmentation() -> Result<()> {
+    const SEGMENT: usize = 1000;
+    const RUN: usize = 40;
+    const ROUNDS: usize = 50;
+    let site = Site::joined(ONE, ONE, Family::V4)?;
+    site.ping()?;
+    let Site { left, right } = &site;
+    let features = left.netns.sh(&format!("ethtool -k {INTERFACE}"))?;
+    let has = features.contains("tx-udp-segmentation: on");
+    println!("the kernel gives super-packets of UDP to a TUN: {has}");
+    for on in [true, false] {
+        if !on && has {
+            left.netns.sh(&format!("ethtool -K {INTERFACE} tx-udp-segmentation off"))?;
+        }
+        for address in right.inner() {
+            let receiver = right.netns.run(|| UdpSocket::bind((address, 0)))??;
+            receiver.set_read_timeout(Some(SOON))?;
+            let sender =
+                left.netns.run(|| UdpSocket::bind((left.inner()[usize::from(address.is_ipv6())], 0)))??;
+            sender.connect(receiver.local_addr()?)?;
+            setsockopt(&sender, sockopt::UdpGsoSegment, &(SEGMENT as i32))?;
+            let before = sent(left)?;
+            let mut run = vec![0; RUN * SEGMENT - 7];
+            let mut datagram = vec![0; 2 * SEGMENT];
+            for round in 0..ROUNDS {
+                OsRng.fill_bytes(&mut run);
+                sender.send(&run).context("sending a run")?;
+                for (number, expected) in run.chunks(SEGMENT).enumerate() {
+                    let len = receiver.recv(&mut datagram).with_context(|| format!("{round}, {number}"))?;
+                    ensure!(
+                        datagram[..len] == *expected,
+                        "{address}, round {round}: datagram {number} is another"
+                    );
+                }
+            }
+            let after = sent(left)?;
+            let size = (after.0 - before.0) / (after.1 - before.1).max(1);
+            println!("to {address}, segmentation by the tunnel {}: {size} bytes per packet", on && has);
+            ensure!((size > 8 * 1420) == (on && has), "{size} bytes per packet from the TUN");
         }
     }
     Ok(())
@@ -82,6 +130,11 @@ pub fn larger_than_the_link() -> Result<()> {
             transfer(&site.left, &site.right, address, BYTES / 16)
                 .with_context(|| format!("over {underlay:?}, to {address}"))?;
         }
+        let state = site.left.get()?;
+        let refused = state.fallbacks.get("run_refused").copied();
+        ensure!(refused > Some(0), "not counted: {state:?}");
+        let again = state.fallbacks.get("source_refused").copied();
+        ensure!(again == Some(0), "{again:?} were sent without their source address");
     }
     Ok(())
 }
@@ -238,76 +291,4 @@ impl Relay {
         // What the kernel does not take is one more that is lost.
         let _ = self.socket.send_to(bytes, to);
     }
-}
-
-/// UDP whose checksum is wrong for every third datagram: it must arrive wrong, where the kernel drops and counts it.
-pub fn wrong_checksums() -> Result<()> {
-    const COUNT: u16 = 3000;
-    let site = Site::joined(ONE, ONE, Family::V4)?;
-    site.ping()?;
-    let Site { left, right } = &site;
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (left.inner()[0], right.inner()[0]) else {
-        anyhow::bail!("the first address is of IPv4");
-    };
-    let receiver = right.netns.run(|| UdpSocket::bind((destination, 5001)))??;
-    receiver.set_read_timeout(Some(Duration::from_millis(500)))?;
-    let before = checksum_errors(&right.netns)?;
-    let raw = left
-        .netns
-        .run(|| socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw))??;
-    let [a, b, c, d] = destination.octets();
-    let address = SockaddrIn::new(a, b, c, d, 0);
-    let mut heard = Vec::new();
-    for number in 0..COUNT {
-        let packet = udp_packet(source, destination, number, number % 3 == 2);
-        sendto(raw.as_raw_fd(), &packet, &address, MsgFlags::empty())?;
-        // In bursts, so that some are coalesced, and slowly enough for the receiver's buffer.
-        if number % 30 == 29 {
-            hear(&receiver, 20, &mut heard)?;
-        }
-    }
-    hear(&receiver, usize::from(COUNT), &mut heard)?;
-    let expected: Vec<u16> = (0..COUNT).filter(|number| number % 3 != 2).collect();
-    ensure!(heard == expected, "{} datagrams came, or in another order", heard.len());
-    let wrong = checksum_errors(&right.netns)? - before;
-    println!("{} right ones in order, {wrong} wrong ones as they were", heard.len());
-    ensure!(wrong == u64::from(COUNT / 3), "{wrong} wrong checksums arrived");
-    Ok(())
-}
-
-fn hear(receiver: &UdpSocket, most: usize, heard: &mut Vec<u16>) -> Result<()> {
-    let mut buffer = [0; 2048];
-    for _ in 0..most {
-        let Ok(len) = receiver.recv(&mut buffer) else { return Ok(()) };
-        ensure!(len == 102, "{len} bytes");
-        heard.push(u16::from_be_bytes([buffer[0], buffer[1]]));
-    }
-    Ok(())
-}
-
-fn udp_packet(source: Ipv4Addr, destination: Ipv4Addr, number: u16, wrong: bool) -> Vec<u8> {
-    let mut udp = [&[0x12, 0x34][..], &5001u16.to_be_bytes(), &110u16.to_be_bytes(), &[0, 0]].concat();
-    udp.extend(number.to_be_bytes());
-    udp.extend([7; 100]);
-    let mut summed = [&source.octets()[..], &destination.octets(), &[0, 17], &110u16.to_be_bytes()].concat();
-    summed.extend(&udp);
-    let sum: u64 = summed.chunks(2).map(|word| u64::from(word[0]) << 8 | u64::from(word[1])).sum();
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    udp[6..8].copy_from_slice(&(if wrong { sum ^ 0x100 } else { sum }).to_be_bytes());
-    // The kernel fills in length, identification and checksum of the IP header (raw(7)).
-    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0];
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    packet.extend(udp);
-    packet
-}
-
-/// UDP datagrams with a wrong checksum that this machine has received (netstat(8), InCsumErrors).
-fn checksum_errors(netns: &Netns) -> Result<u64> {
-    let text = netns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"))??;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (lines.next().context("no names")?, lines.next().context("no values")?);
-    let at = names.split(' ').position(|name| name == "InCsumErrors").context("no such counter")?;
-    values.split(' ').nth(at).context("no value")?.parse().context("no number")
 }
