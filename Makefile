@@ -15,7 +15,7 @@ RUN ?= target/bench
 DEMO_TOOLS := ip:iproute2 nft:nftables iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
 BENCH_TOOLS := ip:iproute2 iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
 TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils ethtool:ethtool promtool:prometheus \
-	time:time setpriv:util-linux unshare:util-linux
+	time:time setpriv:util-linux unshare:util-linux ncat:ncat ss:iproute2 iptables:iptables ping6:iputils-ping
 
 # Slow to build, so kept outside the checkout, in a folder that says which version it is.
 CARGO_DENY_VERSION := 0.20.2
@@ -29,6 +29,9 @@ IMAGE_FLAGS ?=
 
 # Puts a kube-apiserver and etcd where the tests look for them: $KUBEBUILDER_ASSETS, else built once and cached.
 KUBE_APISERVER := daemon/testkit/bin/kube-apiserver.sh
+
+# Puts the test script that wireguard-go ships where the scenario finds it, from Debian's source package.
+NETNS_SCRIPT := daemon/tunnel/tests/bin/netns.sh
 
 # Runs scenarios with each backend, in QEMU where this machine's kernel has no WireGuard.
 TEST_KERNEL := daemon/testkit/bin/test-kernel.sh
@@ -58,6 +61,7 @@ bench: tools
 test: TOOLS := $(TEST_TOOLS)
 test: tools manifest-tools
 	@$(KUBE_APISERVER)
+	@$(NETNS_SCRIPT)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
 	@# Not yet mesh, hosts and paths, which are not green in the guest: `make test-kernel` runs all.

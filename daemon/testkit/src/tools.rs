@@ -6,17 +6,23 @@ use anyhow::{Result, bail};
 
 /// (program, Debian package) of every program the kit or a scenario may call.
 const PACKAGES: &[(&str, &str)] = &[
+    ("bash", "bash"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
+    ("iptables", "iptables"),
     ("iptables-legacy", "iptables"),
     ("iptables-nft", "iptables"),
     ("mount", "mount"),
+    ("ncat", "ncat"),
     ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("ping", "iputils-ping"),
+    ("ping6", "iputils-ping"),
     ("setpriv", "util-linux"),
     ("sleep", "coreutils"),
+    ("ss", "iproute2"),
     ("tcpdump", "tcpdump"),
+    ("timeout", "coreutils"),
     ("unshare", "util-linux"),
     ("wg", "wireguard-tools"),
     ("wireguard-go", "wireguard-go"),

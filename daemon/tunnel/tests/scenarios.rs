@@ -20,6 +20,8 @@ mod lifecycle;
 mod live;
 #[path = "scenarios/memory.rs"]
 mod memory;
+#[path = "scenarios/netns.rs"]
+mod netns;
 #[path = "scenarios/offloads.rs"]
 mod offloads;
 #[path = "scenarios/site.rs"]
@@ -68,6 +70,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("what waits for peers that are away has a limit", memory::peers_away),
     ("peers come and go, and nothing is left of them", memory::come_and_go),
     ("a flood of bad input", flood::flood),
+    ("wireguard-go's own test script can fail", netns::shipped_script_can_fail),
+    ("wireguard-go's own test script", netns::shipped_script),
 ];
 
 fn main() -> ExitCode {
