@@ -1,5 +1,6 @@
 //! What Warren promises of its speed, judged by a run.
 
+use super::options::ENOUGH_ROUNDS;
 use crate::record::{Metric, Run};
 use crate::stats::{self, Spread};
 
@@ -21,16 +22,14 @@ pub struct Target {
     pub goal: Option<Bound>,
 }
 
-/// How a figure comes about. A figure is the median over the rounds.
+/// How a figure comes about. A figure is the median over the rounds, unless it says otherwise.
 #[derive(Debug, Clone, Copy)]
 enum What {
     /// Warren's value by that of another program in the same round.
     Versus(&'static str, Metric, &'static str),
     /// Warren's value in one scenario by that in another, in the same round.
     Across(&'static str, Metric, &'static str),
-    /// Warren's own value.
-    Own(&'static str, Metric),
-    /// The largest of Warren's own values.
+    /// The largest of Warren's own values: what must not happen in a single round.
     Peak(&'static str, Metric),
 }
 
@@ -59,7 +58,7 @@ const TARGETS: [Target; 12] = [
     versus("CPU-seconds per GB", "tcp1", Metric::Cpu, GO, Bound::AtMost(0.65), Some(Bound::AtMost(0.45))),
     versus("idle round trip", "rtt", Metric::Rtt, GO, Bound::AtMost(0.6), None),
     versus("idle round trip", "rtt", Metric::Rtt, BORINGTUN, Bound::AtMost(1.0), None),
-    own("UDP 1372 B at 300 Mbit/s, % lost", What::Own("udp", Metric::Loss), Bound::AtMost(0.0)),
+    own("UDP 1372 B at 300 Mbit/s, % lost", What::Peak("udp", Metric::Loss), Bound::AtMost(0.0)),
     versus("UDP 1372 B, highest rate", "udp-max", Metric::PacketRate, GO, Bound::AtLeast(1.5), None),
     versus("UDP 64 B, highest rate", "small", Metric::PacketRate, GO, Bound::AtLeast(1.5), None),
     own(
@@ -91,7 +90,23 @@ pub struct Verdict {
     /// Which.
     pub target: Target,
     /// The figure, or why there is none.
-    pub value: Result<f64, String>,
+    pub value: Result<Figure, String>,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figure {
+    /// Over all rounds.
+    pub value: f64,
+    /// The rounds in which everything that it takes was measured. One that failed is none.
+    pub rounds: usize,
+}
+
+impl Figure {
+    /// Whether it says enough for a verdict.
+    fn is_enough(self) -> bool {
+        self.rounds >= ENOUGH_ROUNDS as usize
+    }
 }
 
 /// Judges a run by the targets whose scenarios are in it.
@@ -127,16 +142,15 @@ impl What {
     fn scenarios(self) -> Vec<&'static str> {
         match self {
             Self::Across(scenario, _, base) => vec![scenario, base],
-            Self::Versus(scenario, ..) | Self::Own(scenario, _) | Self::Peak(scenario, _) => vec![scenario],
+            Self::Versus(scenario, ..) | Self::Peak(scenario, _) => vec![scenario],
         }
     }
 
-    fn value(self, run: &Run) -> Result<f64, String> {
+    fn value(self, run: &Run) -> Result<Figure, String> {
         let own = |scenario, metric| run.values(scenario, WARREN, metric);
         let (scenario, metric) = match self {
             Self::Versus(scenario, metric, _)
             | Self::Across(scenario, metric, _)
-            | Self::Own(scenario, metric)
             | Self::Peak(scenario, metric) => (scenario, metric),
         };
         let values = own(scenario, metric);
@@ -148,10 +162,11 @@ impl What {
                 (stats::ratios(&values, &run.values(scenario, other, metric)), (scenario, other))
             }
             Self::Across(_, _, base) => (stats::ratios(&values, &own(base, metric)), (base, WARREN)),
-            Self::Own(..) | Self::Peak(..) => (values.into_values().collect(), (scenario, WARREN)),
+            Self::Peak(..) => (values.into_values().collect(), (scenario, WARREN)),
         };
+        let rounds = figures.len();
         let spread = Spread::of(figures).ok_or_else(|| run.why_not(other.0, other.1))?;
-        Ok(if let Self::Peak(..) = self { spread.max } else { spread.median })
+        Ok(Figure { value: if let Self::Peak(..) = self { spread.max } else { spread.median }, rounds })
     }
 }
 
@@ -173,35 +188,41 @@ impl Bound {
 }
 
 impl Verdict {
-    /// Whether the figure is there and is what it must be.
+    /// Whether the figure is there, of enough rounds, and is what it must be.
     pub fn met(&self) -> bool {
-        self.value.as_ref().is_ok_and(|value| self.target.must.holds(*value))
+        self.keeps_to(self.target.must)
     }
 
     /// Whether it is even what it should be; `None` where that is no more than it must be.
     pub fn goal_met(&self) -> Option<bool> {
-        let goal = self.target.goal?;
-        Some(self.value.as_ref().is_ok_and(|value| goal.holds(*value)))
+        self.target.goal.map(|goal| self.keeps_to(goal))
+    }
+
+    fn keeps_to(&self, bound: Bound) -> bool {
+        self.value.as_ref().is_ok_and(|figure| figure.is_enough() && bound.holds(figure.value))
     }
 
     /// In columns: figure, must, goal, measured, verdict.
     pub fn row(&self) -> [String; 5] {
         let unit = if self.target.is_ratio() { "×" } else { "" };
         let measured = match &self.value {
-            Ok(value) => format!("{value:.2}{unit}"),
+            Ok(Figure { value, .. }) => format!("{value:.2}{unit}"),
             Err(reason) => format!("not measured: {reason}"),
         };
-        let verdict = match (self.met(), self.goal_met()) {
-            (true, Some(true)) => "met, goal too",
-            (true, _) => "met",
-            (false, _) => "NOT met",
+        let verdict = match (&self.value, self.met(), self.goal_met()) {
+            (_, true, Some(true)) => "met, goal too".into(),
+            (_, true, _) => "met".into(),
+            (Ok(figure), ..) if !figure.is_enough() => {
+                format!("NOT judged: {} of {ENOUGH_ROUNDS} rounds", figure.rounds)
+            }
+            _ => "NOT met".into(),
         };
         [
             self.target.title(),
             self.target.must.show(unit),
             self.target.goal.map(|goal| goal.show(unit)).unwrap_or_default(),
             measured,
-            verdict.into(),
+            verdict,
         ]
     }
 }
@@ -219,11 +240,11 @@ mod tests {
     fn ratios_are_judged_pair_by_pair() {
         // The machine became twice as fast after the first round: the ratio did not.
         let run = run_of(&[
-            ("tcp1", "warren", Metric::Throughput, &[2.0, 4.0, 4.0]),
-            ("tcp1", "wireguard-go", Metric::Throughput, &[1.0, 2.0, 2.5]),
+            ("tcp1", "warren", Metric::Throughput, &[2.0, 4.0, 4.0, 4.0, 4.0]),
+            ("tcp1", "wireguard-go", Metric::Throughput, &[1.0, 2.0, 2.5, 2.0, 2.5]),
         ]);
         let verdict = verdict(&run, "TCP, one stream vs wireguard-go");
-        assert_eq!(verdict.value, Ok(2.0));
+        assert_eq!(verdict.value, Ok(Figure { value: 2.0, rounds: 5 }));
         assert!(verdict.met());
         assert_eq!(verdict.goal_met(), Some(false));
         assert_eq!(verdict.row(), ["TCP, one stream vs wireguard-go", "≥ 1.6×", "≥ 2.2×", "2.00×", "met"]);
@@ -232,22 +253,54 @@ mod tests {
     #[test]
     fn less_can_be_what_is_wanted() {
         let run = run_of(&[
-            ("rtt", "warren", Metric::Rtt, &[70.0]),
-            ("rtt", "wireguard-go", Metric::Rtt, &[100.0]),
-            ("rtt", "boringtun", Metric::Rtt, &[70.0]),
+            ("rtt", "warren", Metric::Rtt, &[70.0; 5]),
+            ("rtt", "wireguard-go", Metric::Rtt, &[100.0; 5]),
+            ("rtt", "boringtun", Metric::Rtt, &[70.0; 5]),
         ]);
         assert!(!verdict(&run, "idle round trip vs wireguard-go").met());
         assert!(verdict(&run, "idle round trip vs boringtun").met());
     }
 
     #[test]
-    fn own_values_are_medians_or_peaks() {
+    fn one_bad_round_counts_where_there_must_be_none() {
         let run = run_of(&[
-            ("udp", "warren", Metric::Loss, &[0.0, 0.0, 0.5]),
-            ("peers", "warren", Metric::Memory, &[10.0, 10.0, 65.0]),
+            ("udp", "warren", Metric::Loss, &[0.0, 0.0, 0.0, 0.0, 0.5]),
+            ("peers", "warren", Metric::Memory, &[10.0, 10.0, 10.0, 10.0, 65.0]),
         ]);
-        assert!(verdict(&run, "UDP 1372 B at 300 Mbit/s, % lost").met());
+        assert!(!verdict(&run, "UDP 1372 B at 300 Mbit/s, % lost").met());
         assert!(!verdict(&run, "peak MiB of memory, 200 peers").met());
+        let run = run_of(&[("udp", "warren", Metric::Loss, &[0.0; 5])]);
+        assert!(verdict(&run, "UDP 1372 B at 300 Mbit/s, % lost").met());
+    }
+
+    #[test]
+    fn too_few_rounds_are_no_verdict() {
+        let rounds = |warren: &[f64], go: &[f64]| {
+            let run = run_of(&[
+                ("tcp1", "warren", Metric::Throughput, warren),
+                ("tcp1", "wireguard-go", Metric::Throughput, go),
+            ]);
+            verdict(&run, "TCP, one stream vs wireguard-go")
+        };
+        assert!(rounds(&[4.0; 5], &[1.0; 5]).met());
+        let short = rounds(&[4.0], &[1.0]);
+        assert!(!short.met());
+        assert_eq!(short.goal_met(), Some(false));
+        assert_eq!(short.row()[3..], ["4.00×", "NOT judged: 1 of 5 rounds"]);
+    }
+
+    #[test]
+    fn a_round_that_failed_is_none() {
+        let mut run = run_of(&[
+            ("tcp1", "warren", Metric::Throughput, &[4.0; 5]),
+            ("tcp1", "wireguard-go", Metric::Throughput, &[1.0; 5]),
+        ]);
+        let failed = run.samples.last_mut().unwrap();
+        failed.figures = crate::record::Figures::default();
+        failed.failed = Some("it ended".into());
+        let verdict = verdict(&run, "TCP, one stream vs wireguard-go");
+        assert!(!verdict.met());
+        assert_eq!(verdict.row()[4], "NOT judged: 4 of 5 rounds");
     }
 
     #[test]
@@ -266,7 +319,7 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_for_is_not_judged() {
-        let run = run_of(&[("peers", "warren", Metric::Throughput, &[5.0])]);
+        let run = run_of(&[("peers", "warren", Metric::Throughput, &[5.0; 5])]);
         let titles: Vec<String> = judge(&run).iter().map(|verdict| verdict.target.title()).collect();
         assert_eq!(titles, ["peak MiB of memory, 200 peers"], "the other one needs tcp1 as well");
     }
@@ -274,8 +327,8 @@ mod tests {
     #[test]
     fn peers_are_compared_with_the_same_round_without_them() {
         let run = run_of(&[
-            ("peers", "warren", Metric::Throughput, &[4.9, 4.9]),
-            ("tcp1", "warren", Metric::Throughput, &[5.0, 5.0]),
+            ("peers", "warren", Metric::Throughput, &[4.9; 5]),
+            ("tcp1", "warren", Metric::Throughput, &[5.0; 5]),
         ]);
         let verdict = verdict(&run, "TCP beside 200 idle peers vs with 1");
         assert!(verdict.met(), "{verdict:?}");

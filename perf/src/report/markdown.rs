@@ -183,8 +183,8 @@ mod tests {
     #[test]
     fn the_report_has_targets_figures_and_ratios() {
         let run = run_of(&[
-            ("tcp1", "warren", Metric::Throughput, &[5.0, 5.4, 5.2]),
-            ("tcp1", "wireguard-go", Metric::Throughput, &[2.5, 2.7, 2.6]),
+            ("tcp1", "warren", Metric::Throughput, &[5.0, 5.4, 5.2, 5.2, 5.2]),
+            ("tcp1", "wireguard-go", Metric::Throughput, &[2.5, 2.7, 2.6, 2.6, 2.6]),
         ]);
         let text = text(&run, None, &["throughput.svg"]);
         assert!(
