@@ -48,6 +48,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("IPv6 may be switched off", live::without_ipv6),
     ("an interface that was moved and renamed is not mixed up with a namesake", live::namesake),
     ("super-packets are used", offloads::used),
+    ("VXLAN in the tunnel comes in super-packets", offloads::vxlan),
     ("offloads switched off on either side give the same bytes", offloads::switched_off),
     ("runs of datagrams that are larger than the link", offloads::larger_than_the_link),
     ("64 MiB through a relay that loses, doubles and reorders", offloads::lossy_relay),

@@ -279,6 +279,7 @@ fn write_headers(out: &mut [u8], layout: &Layout, first: &[u8], last: &[u8], len
         segment: (first.len() - payload) as u16,
         checksum_start: l4 as u16,
         checksum_offset: layout.checksum_offset() as u16,
+        tunnel: None,
     };
     out[..LEN].copy_from_slice(&vnet.encode());
     let packet = &mut out[LEN..];

@@ -76,6 +76,22 @@ impl Layout {
         };
         checksum::add_number(checksum::add(0, &packet[self.addresses()]), protocol.into())
     }
+
+    /// Fills in what differs between the IP headers of segments, in that of the segment of this number, which is all of
+    /// `packet`, at most 65,535 bytes: the length; in IPv4 the identification, counted up from the one that stands there,
+    /// and the checksum, where 0 stands.
+    pub fn finish_ip(&self, packet: &mut [u8], number: u32) {
+        let total = packet.len();
+        if self.ipv6 {
+            packet[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
+            return;
+        }
+        packet[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+        let id = u16::from_be_bytes([packet[4], packet[5]]).wrapping_add(number as u16);
+        packet[4..6].copy_from_slice(&id.to_be_bytes());
+        let checksum = checksum::finish(checksum::add(0, &packet[..self.l4]));
+        packet[10..12].copy_from_slice(&checksum);
+    }
 }
 
 fn skip_extensions(packet: &[u8], mut protocol: u8, mut at: usize) -> Option<(u8, usize)> {

@@ -9,7 +9,8 @@
 //! super-packet is, is told by the header that virtio network cards have ([`vnet`]; VIRTIO 1.3, section 5.1.6;
 //! kernel `include/uapi/linux/virtio_net.h`).
 //!
-//! Nothing in a vnet header is believed but the segment size: where headers end is read from the packet itself.
+//! Nothing in a vnet header is believed but the segment size: where headers end is read from the packet itself, and where
+//! a packet in a packet begins is checked by what is there.
 //! Segments are coalesced only where splitting gives the same segments again, in the same order, and only after their
 //! checksum was found right: a wrong one comes out as wrong as it went in.
 
@@ -19,6 +20,7 @@ mod layout;
 mod split;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 pub mod vnet;
 
 pub use coalesce::{Coalescer, MAX_PARTS};

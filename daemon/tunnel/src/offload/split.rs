@@ -8,10 +8,12 @@
 //!
 //! A segment is lent out, encrypted elsewhere, and given back; then the headers of the next are written in front of
 //! its payload, over the end of the former. So no payload is copied. Fields are filled in as the kernel does it
-//! (`tcp_offload.c`, `tcp_gso_segment`; `udp_offload.c`, `__udp_gso_segment`; `af_inet.c`, `inet_gso_segment`).
+//! (`tcp_offload.c`, `tcp_gso_segment`; `udp_offload.c`, `__udp_gso_segment`; `af_inet.c`, `inet_gso_segment`). Of a packet
+//! in a tunnel, the headers are those of both packets and what stands between them ([`Outer`]).
 
 use super::checksum;
 use super::layout::{Layout, Transport};
+use super::tunnel::Outer;
 use super::vnet::{Kind, NEEDS_CHECKSUM, VnetHeader};
 
 /// The longest headers that are repeated for each segment, in bytes. IPv4 and TCP have 120 at most; in IPv6 there is no
@@ -48,9 +50,18 @@ pub struct Segments<'a> {
 
 /// The headers of all segments, and what is known about them.
 struct Template {
-    layout: Layout,
+    /// All that stands in front of the payload, `len` bytes.
     headers: [u8; MAX_HEADERS],
-    /// Of the pseudo-header without its length, and the headers of TCP or UDP with what changes set to zero.
+    len: usize,
+    /// What is around the packet that is split.
+    outer: Option<Outer>,
+    /// Where that packet begins.
+    inner: usize,
+    /// Of that packet, from there on.
+    layout: Layout,
+    /// Of the pseudo-header without its length.
+    pseudo: u64,
+    /// Of the header of TCP or UDP with what changes set to zero.
     sum: u64,
     /// TCP: flags as they are in the super-packet.
     flags: u8,
@@ -97,23 +108,13 @@ impl<'a> Segments<'a> {
     }
 
     fn prepare(&mut self, header: VnetHeader) -> Result<(), Malformed> {
-        let packet = &self.buffer[..self.end];
-        let layout = Layout::of(packet).ok_or(Malformed)?;
-        let fits = match header.kind {
-            Kind::Tcp4 => !layout.ipv6 && layout.transport == Transport::Tcp,
-            Kind::Tcp6 => layout.ipv6 && layout.transport == Transport::Tcp,
-            Kind::Udp => layout.transport == Transport::Udp,
-            Kind::Single => false,
-        };
-        let lies = header.flags & NEEDS_CHECKSUM != 0
-            && (usize::from(header.checksum_start) != layout.l4
-                || usize::from(header.checksum_offset) != layout.checksum_offset());
-        if !fits || lies || header.segment == 0 || layout.payload > MAX_HEADERS {
+        if header.segment == 0 {
             return Err(Malformed);
         }
+        let template = Template::new(header, &self.buffer[..self.end]).ok_or(Malformed)?;
         self.segment = header.segment.into();
-        self.next = layout.payload;
-        self.template = Some(Template::new(layout, packet));
+        self.next = template.len;
+        self.template = Some(template);
         Ok(())
     }
 
@@ -125,7 +126,7 @@ impl<'a> Segments<'a> {
     /// The packet's beginning, to see whose it is: its IP header at least, if it is an IP packet.
     pub fn head(&self) -> &[u8] {
         match &self.template {
-            Some(template) => &template.headers[..template.layout.payload],
+            Some(template) => &template.headers[..template.len],
             None => &self.buffer[..self.end],
         }
     }
@@ -145,7 +146,7 @@ impl<'a> Segments<'a> {
         }
         let end = (self.next + self.segment).min(self.end);
         self.behind = self.buffer[end..].first_chunk().map(|saved| (end, *saved));
-        let start = self.next - template.layout.payload;
+        let start = self.next - template.len;
         template.write(&mut self.buffer[start..end], self.segment, end == self.end);
         self.next = end;
         Some((&mut self.buffer[start..], end - start))
@@ -153,40 +154,68 @@ impl<'a> Segments<'a> {
 }
 
 impl Template {
-    fn new(layout: Layout, packet: &[u8]) -> Self {
+    /// `None`: header and packet contradict each other.
+    fn new(header: VnetHeader, packet: &[u8]) -> Option<Self> {
+        let outer = match header.tunnel {
+            Some(tunnel) => Some(Outer::of(tunnel, header.flags, packet)?),
+            None => None,
+        };
+        let inner = outer.as_ref().map_or(0, Outer::inner);
+        let layout = Layout::of(packet.get(inner..)?)?;
+        let fits = match header.kind {
+            Kind::Tcp4 => !layout.ipv6 && layout.transport == Transport::Tcp,
+            Kind::Tcp6 => layout.ipv6 && layout.transport == Transport::Tcp,
+            Kind::Udp => layout.transport == Transport::Udp,
+            Kind::Single => false,
+        };
+        let lies = header.flags & NEEDS_CHECKSUM != 0
+            && (usize::from(header.checksum_start) != inner + layout.l4
+                || usize::from(header.checksum_offset) != layout.checksum_offset());
+        let len = inner + layout.payload;
+        if !fits || lies || len > MAX_HEADERS {
+            return None;
+        }
         let mut headers = [0; MAX_HEADERS];
-        headers[..layout.payload].copy_from_slice(&packet[..layout.payload]);
-        let l4 = &mut headers[layout.l4..layout.payload];
+        headers[..len].copy_from_slice(&packet[..len]);
+        if let Some(outer) = &outer {
+            outer.clear(&mut headers);
+        }
+        let own = &mut headers[inner..len];
+        let pseudo = layout.pseudo_sum(own);
+        if !layout.ipv6 {
+            own[10..12].fill(0);
+        }
+        let l4 = &mut own[layout.l4..];
         let mut flags = 0;
         l4[layout.checksum_offset()..][..2].fill(0);
         match layout.transport {
             Transport::Tcp => flags = l4[13],
             Transport::Udp => l4[4..6].fill(0),
         }
-        let sum = checksum::add(layout.pseudo_sum(packet), l4);
-        if !layout.ipv6 {
-            headers[10..12].fill(0);
-        }
-        Self { layout, headers, sum, flags, number: 0 }
+        let sum = checksum::add(0, l4);
+        Some(Self { headers, len, outer, inner, layout, pseudo, sum, flags, number: 0 })
     }
 
-    /// Writes the headers of the next segment, which is `packet`.
+    /// Writes the headers of the next segment, which is `packet`. All lengths are at most those of the super-packet,
+    /// which fit into 16 bits.
     fn write(&mut self, packet: &mut [u8], segment: usize, last: bool) {
-        let Layout { ipv6, transport, l4, payload } = self.layout;
-        packet[..payload].copy_from_slice(&self.headers[..payload]);
-        // All lengths are at most those of the super-packet, which fit into 16 bits.
-        let total = packet.len();
-        let l4_len = (total - l4) as u16;
-        if ipv6 {
-            packet[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
-        } else {
-            packet[2..4].copy_from_slice(&(total as u16).to_be_bytes());
-            let id = u16::from_be_bytes([packet[4], packet[5]]).wrapping_add(self.number as u16);
-            packet[4..6].copy_from_slice(&id.to_be_bytes());
-            let checksum = checksum::finish(checksum::add(0, &packet[..l4]));
-            packet[10..12].copy_from_slice(&checksum);
+        packet[..self.len].copy_from_slice(&self.headers[..self.len]);
+        let own = &mut packet[self.inner..];
+        self.layout.finish_ip(own, self.number);
+        let l4_len = (own.len() - self.layout.l4) as u16;
+        let pseudo = checksum::add_number(self.pseudo, l4_len);
+        self.write_l4(own, l4_len, pseudo, segment, last);
+        if let Some(outer) = &self.outer {
+            // With the pseudo-header, the inner TCP or UDP adds up to zero, so without it to what it takes to that.
+            let sum = u64::from(u16::from_ne_bytes(checksum::finish(pseudo)));
+            outer.write(packet, self.number, self.inner + self.layout.l4, sum);
         }
-        let mut sum = checksum::add_number(self.sum, l4_len);
+        self.number += 1;
+    }
+
+    fn write_l4(&self, packet: &mut [u8], l4_len: u16, pseudo: u64, segment: usize, last: bool) {
+        let Layout { transport, l4, payload, .. } = self.layout;
+        let mut sum = pseudo + self.sum;
         match transport {
             Transport::Tcp => {
                 let mut flags = self.flags;
@@ -218,6 +247,5 @@ impl Template {
             Transport::Udp => checksum::finish_nonzero(sum),
         };
         packet[l4 + self.layout.checksum_offset()..][..2].copy_from_slice(&checksum);
-        self.number += 1;
     }
 }

@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 use super::namespace::{self, Identity};
 use super::{link, steering};
+use crate::offload::vnet;
 
 /// `struct ifreq` as the kernel reads and writes it: a name, then a union of 24 bytes, of which the
 /// requests here use the first 2 or 4. Unlike libc's it has no byte that is not initialised.
@@ -35,6 +36,7 @@ nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU as libc::Ioctl, InterfaceReq
 nix::ioctl_write_ptr_bad!(set_tx_queue_len, libc::SIOCSIFTXQLEN as libc::Ioctl, InterfaceRequest);
 nix::ioctl_none_bad!(tun_get_namespace, TUNGETDEVNETNS);
 nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD as libc::Ioctl);
+nix::ioctl_write_ptr_bad!(tun_set_vnet_header_len, libc::TUNSETVNETHDRSZ, c_int);
 
 /// `_IO('T', 227)`, since Linux 5.2 (`linux/if_tun.h`); libc does not have it.
 const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
@@ -49,6 +51,9 @@ const OFFLOAD_CHECKSUM: c_int = libc::TUN_F_CSUM as c_int;
 const OFFLOAD_TCP: c_int = (libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN) as c_int;
 /// The reader splits super-packets of UDP (since Linux 6.2).
 const OFFLOAD_UDP: c_int = (libc::TUN_F_USO4 | libc::TUN_F_USO6) as c_int;
+/// The reader splits super-packets within VXLAN and the like, without a checksum of the outer UDP and with one (since
+/// Linux 6.17): TUN_F_UDP_TUNNEL_GSO and TUN_F_UDP_TUNNEL_GSO_CSUM, which libc lacks.
+const OFFLOAD_TUNNEL: c_int = 0x080 | 0x100;
 
 /// One queue of a TUN interface, non-blocking. The interface goes when its last queue is closed.
 #[derive(Debug)]
@@ -59,7 +64,7 @@ pub struct Queue {
     offloads: Offloads,
 }
 
-/// What a TUN gives and takes in super-packets.
+/// What a TUN takes in super-packets; it gives no other, but for those in tunnels, which it does not take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {
     /// Of TCP, over IPv4 and IPv6.
@@ -92,6 +97,7 @@ impl Queue {
         let mut first = Self::attach(name, flags | libc::IFF_TUN_EXCL)?;
         first.set_mtu(mtu)?;
         first.set_tx_queue_len(QUEUE_LEN)?;
+        first.set_vnet_header_len()?;
         first.offloads = first.take_super_packets();
         let offloads = first.offloads;
         let mut queues = vec![first];
@@ -190,11 +196,18 @@ impl Queue {
     /// whole interface.
     fn take_super_packets(&self) -> Offloads {
         // An unknown flag is refused with EINVAL, and all others with it.
-        if self.set_offload(OFFLOAD_CHECKSUM | OFFLOAD_TCP | OFFLOAD_UDP).is_ok() {
-            Offloads { tcp: true, udp: true }
-        } else {
-            Offloads { tcp: self.set_offload(OFFLOAD_CHECKSUM | OFFLOAD_TCP).is_ok(), udp: false }
-        }
+        let plain = OFFLOAD_CHECKSUM | OFFLOAD_TCP;
+        let udp = [OFFLOAD_UDP | OFFLOAD_TUNNEL, OFFLOAD_UDP]
+            .iter()
+            .any(|more| self.set_offload(plain | more).is_ok());
+        Offloads { tcp: udp || self.set_offload(plain).is_ok(), udp }
+    }
+
+    /// Has headers with room for what is told of tunnels. Holds for the whole interface.
+    fn set_vnet_header_len(&self) -> io::Result<()> {
+        // SAFETY: TUNSETVNETHDRSZ reads an int.
+        unsafe { tun_set_vnet_header_len(self.file.as_raw_fd(), &(vnet::LEN as c_int)) }?;
+        Ok(())
     }
 
     /// What the kernel gives and takes in super-packets.

@@ -118,6 +118,41 @@ pub fn udp_segmentation() -> Result<()> {
     Ok(())
 }
 
+/// An interface of VXLAN in the tunnel.
+const VXLAN: &str = "vx0";
+/// The limit of the tunnel's own interface (`gso_max_segs`) at MTU 1420: what exceeds it is split by the kernel.
+const SEGMENTS: usize = 45;
+
+/// TCP in VXLAN in the tunnel: the kernel leaves super-packets in it whole, and does so for IPv4 and IPv6 in each other.
+pub fn vxlan() -> Result<()> {
+    for (outer, checksum) in [(0, "udpcsum"), (0, "noudpcsum"), (1, "noudp6zerocsumtx")] {
+        let site = Site::joined(ONE, ONE, Family::V4)?;
+        site.ping()?;
+        let Site { left, right } = &site;
+        for (end, other, n) in [(left, right, 1), (right, left, 2)] {
+            let (local, remote) = (end.inner()[outer], other.inner()[outer]);
+            end.netns.ip(&format!(
+                "link add {VXLAN} type vxlan id 7 dstport 4789 local {local} remote {remote} dev {INTERFACE} {checksum}\n\
+                 address add 10.77.0.{n}/24 dev {VXLAN}\n\
+                 address add fd77::{n}/64 dev {VXLAN} nodad\n\
+                 link set {VXLAN} gso_max_segs {SEGMENTS} up"
+            ))?;
+        }
+        for address in ["10.77.0.2", "fd77::2"] {
+            let what = format!("{address} in VXLAN over {}, {checksum}", right.inner()[outer]);
+            let address = address.parse()?;
+            let before = [received(right)?, sent(left)?];
+            transfer(left, right, address, BYTES / 2).with_context(|| what.clone())?;
+            let after = [received(right)?, sent(left)?];
+            let [to, from] =
+                [0, 1].map(|side| (after[side].0 - before[side].0) / (after[side].1 - before[side].1).max(1));
+            println!("{what}: bytes per packet from the TUN {from}, to the TUN {to}");
+            ensure!(from > 8 * 1420, "hardly any super-packets: {from}");
+        }
+    }
+    Ok(())
+}
+
 /// Datagrams longer than the link are refused in runs, and sent one by one for the kernel to fragment.
 pub fn larger_than_the_link() -> Result<()> {
     for underlay in [Family::V4, Family::V6] {

@@ -110,9 +110,11 @@ fn lies_are_refused() {
     assert_eq!(split(VnetHeader::SINGLE, &[]), Err(Malformed));
     assert_eq!(split(VnetHeader::SINGLE, &[0x45; 65_536]), Err(Malformed));
     assert!(Segments::new(VnetHeader::SINGLE, &mut [0x45; 100], 85).is_err(), "no room for padding");
-    // UFO, and kinds that do not exist.
-    for kind in [3, 6, 0x40] {
-        assert_eq!(VnetHeader::decode(&[0, kind, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+    // UFO, kinds that do not exist, tunnels of nothing that is split, and of both families.
+    for kind in [3, 6, 0x20, 0x40, 0x61] {
+        let mut bytes = [0; LEN];
+        bytes[1] = kind;
+        assert_eq!(VnetHeader::decode(&bytes), None);
     }
 }
 
