@@ -1,7 +1,9 @@
 //! The internet checksum (RFC 1071): the ones' complement of the ones' complement sum of 16-bit words.
 //!
 //! That sum does not depend on the byte order, so it is taken in the machine's, 32 bits at a time into sums of 64,
-//! which a compiler turns into vector instructions. Sums are passed on unfolded: 64 bits hold those of 2^32 words.
+//! which a compiler turns into vector instructions. Sums are passed on unfolded: 64 bits hold those of 2^32 words. With
+//! those that every x86-64 has, 1420 bytes take 24 ns (`perf/benches/offload.rs`), 3 % of their encryption, so instructions
+//! that only some have would gain too little to be worth a second way.
 
 /// Bytes per step: four vectors of 16, so that additions do not wait for each other.
 const STEP: usize = 64;
