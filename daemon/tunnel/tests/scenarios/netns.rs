@@ -15,7 +15,7 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bin/netns.sh");
 /// What it says last, when all went well.
 const LAST_WORDS: &str = "Objects that were created were also destroyed.";
 
-/// Seconds after which something hangs: it takes two minutes when nothing else runs.
+/// Seconds after which something hangs: it takes 40 when nothing else runs.
 const PATIENCE: &str = "900";
 
 /// Lines of its output that a failure shows.
