@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use warren_api::status::{Enforcement, Status};
-use warren_api::{Backend, PublicKey, annotations};
+use warren_api::{Backend, PublicKey, annotations, names};
 use warren_core::{
     Action, Desired, Guard, Numbers, Own, PeerInfo, Plan, RouteKind, Settings, Snapshot, Withdrawal, diff,
     plan, renewals,

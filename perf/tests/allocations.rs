@@ -127,6 +127,7 @@ fn super_packet(ipv6: bool, protocol: u8) -> (VnetHeader, Vec<u8>) {
         segment: SEGMENT as u16,
         checksum_start: l4 as u16,
         checksum_offset: offset,
+        tunnel: None,
     };
     (header, packet)
 }

@@ -121,7 +121,7 @@ pub fn not_spread() -> Result<()> {
         let node = mesh.node(1);
         node.netns.sh("mount --bind /proc/sys /proc/sys")?;
         node.netns.sh("mount -o remount,bind,ro /proc/sys")?;
-        start(mesh, [4, 4])?;
+        start(mesh, [4, 4], &[])?;
         told(node, false)?;
         told(mesh.node(2), true)?;
 
