@@ -151,7 +151,8 @@ pub fn ping(from: &Netns, to: IpAddr) -> Result<()> {
 
 /// No answer to pings, which may fail to be sent at all.
 pub fn no_ping(from: &Netns, to: IpAddr) -> Result<()> {
-    let ping = Ping { count: 3, patience: Duration::from_millis(100), ..Ping::default() };
+    let patience = Duration::from_millis(100);
+    let ping = Ping { count: 3, interval: wait::patient(BEAT), patience, ..Ping::default() };
     match ping.run(from, to) {
         Ok(answers) if answers.received > 0 => bail!("{} reached {to}: {answers}", from.name()),
         Err(error) if !format!("{error:#}").contains("ping: connect:") => Err(error),

@@ -96,9 +96,14 @@ pub fn local_policy() -> Result<()> {
             let outside = town.lab.plan.attacker_ips();
             ensure!(outside.contains(&seen), "the server sees {seen}, not the client {outside:?}");
             let server = served_by(town.pod(2, 2), two);
-            for protocol in BOTH {
-                refused(protocol, town.client(), port(one), &server)?;
-            }
+            // At once, since each waits in vain.
+            std::thread::scope(|scope| {
+                let tries = BOTH.map(|protocol| {
+                    let server = &server;
+                    scope.spawn(move || refused(protocol, town.client(), port(one), server))
+                });
+                tries.into_iter().try_for_each(|vain| vain.join().expect("an exchange does not panic"))
+            })?;
             both(&town.pod(1, 1).netns, port(two), town, (2, 2)).context("a pod on 1 to 2")?;
         }
         Ok(())

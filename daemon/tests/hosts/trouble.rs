@@ -51,13 +51,19 @@ fn wrong(town: &Town, commands: &[&str], remedy: Option<&str>) -> Result<()> {
     commands.iter().try_for_each(|command| run(town, node, command))?;
     let others = [town.node(2), town.node(3)];
     town.silent()?;
-    for other in others {
-        for (here, there) in [(node, other), (other, node)] {
-            for ip in &there.ips {
-                no_ping(&here.netns, *ip).with_context(|| format!("{} to {}", here.name, there.name))?;
-            }
-        }
-    }
+    // At once, since each waits in vain.
+    std::thread::scope(|scope| {
+        let pairs = others.iter().flat_map(|other| [(node, *other), (*other, node)]);
+        let directions = pairs.flat_map(|(here, there)| there.ips.iter().map(move |ip| (here, there, ip)));
+        let tries: Vec<_> = directions
+            .map(|(here, there, ip)| {
+                scope.spawn(move || {
+                    no_ping(&here.netns, *ip).with_context(|| format!("{} to {}", here.name, there.name))
+                })
+            })
+            .collect();
+        tries.into_iter().try_for_each(|vain| vain.join().expect("a ping does not panic"))
+    })?;
     town.silent()?;
     api_server(town)?;
     town.capture.reset()?;

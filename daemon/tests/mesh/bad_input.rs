@@ -10,7 +10,7 @@ use warren_testkit::traffic::ping::Ping;
 use warren_testkit::wait;
 
 use crate::bad_nodes::{BAD_NODES, BadNode, Subject};
-use crate::common::{Mesh, await_talk, in_lab, no_talk};
+use crate::common::{Mesh, await_talk, in_lab, none_talk};
 
 /// The number of the node that goes bad.
 const BAD: usize = 3;
@@ -89,8 +89,7 @@ fn quarantine(mesh: &Mesh, row: &BadNode) -> Result<Duration> {
     let expected: Vec<String> = expected.collect();
     ensure!(quarantined == expected, "quarantined are {quarantined:?}, not {expected:?}");
 
-    no_talk(mesh.pod(1, 1), mesh.pod(BAD, 1))?;
-    no_talk(mesh.pod(BAD, 2), mesh.pod(1, 2))?;
+    none_talk(&[(mesh.pod(1, 1), mesh.pod(BAD, 1)), (mesh.pod(BAD, 2), mesh.pod(1, 2))])?;
     let good = [1, 2, 4].into_iter().filter(|number| row.contradicts != Some(*number));
     for from in good.clone() {
         for to in good.clone().filter(|to| *to != from) {

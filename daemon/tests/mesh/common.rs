@@ -125,12 +125,30 @@ pub fn talk(from: &Pod, to: &Pod) -> Result<()> {
 
 /// One pod does not reach the other over any address family.
 pub fn no_talk(from: &Pod, to: &Pod) -> Result<()> {
-    for ip in &to.ips {
-        let ping = Ping { count: 3, patience: Duration::from_millis(100), ..Ping::default() };
-        let answers = ping.run(&from.netns, *ip)?;
-        ensure!(answers.received == 0, "{} reached {} ({ip}): {answers}", from.name, to.name);
-    }
-    Ok(())
+    none_talk(&[(from, to)])
+}
+
+/// In no pair one pod reaches the other over any address family. All try at once, since each waits in vain.
+pub fn none_talk(pairs: &[(&Pod, &Pod)]) -> Result<()> {
+    let vain = Ping {
+        count: 3,
+        interval: wait::patient(BEAT),
+        patience: Duration::from_millis(100),
+        ..Ping::default()
+    };
+    std::thread::scope(|scope| {
+        let directions = pairs.iter().flat_map(|(from, to)| to.ips.iter().map(move |ip| (from, to, ip)));
+        let tries: Vec<_> = directions
+            .map(|(from, to, ip)| {
+                scope.spawn(move || {
+                    let answers = vain.run(&from.netns, *ip)?;
+                    ensure!(answers.received == 0, "{} reached {} ({ip}): {answers}", from.name, to.name);
+                    Ok(())
+                })
+            })
+            .collect();
+        tries.into_iter().try_for_each(|vain| vain.join().expect("a ping does not panic"))
+    })
 }
 
 /// Waits until one pod reaches the other over every address family.

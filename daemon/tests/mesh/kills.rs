@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use warren_testkit::lab::{Plan, WarrendOptions};
 use warren_testkit::wait;
 
-use crate::common::{REPAIR, in_mesh, no_talk, two_nodes};
+use crate::common::{REPAIR, in_mesh, no_talk, none_talk, two_nodes};
 
 /// The tunnel goes on alone: nothing is in the clear, and nothing is lost.
 pub fn warrend() -> Result<()> {
@@ -102,9 +102,7 @@ pub fn each_layer_holds() -> Result<()> {
                     node.netns.sh(command)?;
                 }
             }
-            for (from, to) in [(mesh.pod(1, 1), mesh.pod(2, 1)), (mesh.pod(2, 2), mesh.pod(1, 2))] {
-                no_talk(from, to)?;
-            }
+            none_talk(&[(mesh.pod(1, 1), mesh.pod(2, 1)), (mesh.pod(2, 2), mesh.pod(1, 2))])?;
             mesh.silent()?;
             println!("{what}: nothing passed");
         }

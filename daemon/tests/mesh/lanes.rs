@@ -152,7 +152,7 @@ fn told(node: &Node, spread: bool) -> Result<()> {
 /// What `warren-perf lanes` says of a flow.
 fn show(node: &Node, flow: &str) -> Result<String> {
     let mut command = node.netns.command(binary("warren-perf")?);
-    process::output(command.args(["lanes", "--seconds", "3", "--flow", flow]))
+    process::output(command.args(["lanes", "--seconds", "1", "--flow", flow]))
 }
 
 /// Numbers go up and down on either node, by restarts, under traffic of many flows: nothing is lost.

@@ -11,6 +11,9 @@ use warren_testkit::wait;
 
 use crate::common::{in_lab, in_mesh, no_talk, talk, two_nodes};
 
+/// Between pings of which each is to profit from what became of the one before, [`wait::patient`].
+const SPACE: Duration = Duration::from_millis(50);
+
 /// IPv4 and IPv6 pods over IPv4, IPv6 and dual-stack underlays, and single-stack pods.
 pub fn underlays() -> Result<()> {
     for (underlay, overlay) in [
@@ -79,8 +82,10 @@ pub fn large_packets() -> Result<()> {
                     .run(&from.netns, *ip)?
                     .complete()
                     .with_context(|| format!("{inside} bytes, whole"))?;
-                // The first ping and the first answer may be lost to path MTU discovery; then both ends fragment.
-                let answers = of_size(mtu, false).run(&from.netns, *ip)?;
+                // The first ping and the first answer may be lost to path MTU discovery; then both ends fragment. One
+                // after the other: of answers sent at once, all are on their way before the first is refused.
+                let spaced = Ping { interval: wait::patient(SPACE), ..of_size(mtu, false) };
+                let answers = spaced.run(&from.netns, *ip)?;
                 ensure!(answers.received >= answers.sent - 2, "{mtu} bytes to {ip}: {answers}");
                 let bytes = 20 << 20;
                 let time = tcp::transfer(&to.netns, *ip, &from.netns, bytes, Duration::from_secs(5))?;
