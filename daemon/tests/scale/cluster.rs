@@ -165,12 +165,6 @@ impl Cluster {
         Ok(key)
     }
 
-    /// Has a node announce what nobody understands.
-    pub fn lie(&self, number: u16) -> Result<()> {
-        self.api
-            .update_annotations(&spec(number).name, &[(annotations::ANNOUNCEMENT, Some(r#"{"version":7}"#))])
-    }
-
     /// Takes a node away; returns its key.
     pub fn leave(&self, number: u16) -> Result<String> {
         let name = spec(number).name;

@@ -66,7 +66,6 @@ fn one_among_many() -> Result<()> {
         println!("{what}: in the tunnel after {} ms", shown.join(", "));
     }
     let share = idle(&cluster, &daemon)?;
-    events(&cluster)?;
     let memory = daemon.memory()?;
     println!("at the end: {memory}");
     let nft = cluster.nft_peak()?;
@@ -134,26 +133,6 @@ fn idle(cluster: &Cluster, daemon: &Daemon) -> Result<f64> {
     let writes = cluster.api.writes().len();
     ensure!(writes == 0, "{writes} writes while nothing happened");
     Ok(share)
-}
-
-/// Events that a node tells of another which all of them see doing wrong: one, after a random time that grows with the
-/// cluster (10 s at most with 5,000), so that they do not all come at once.
-fn events(cluster: &Cluster) -> Result<()> {
-    cluster.api.reset_counts();
-    let start = Instant::now();
-    cluster.lie(4600)?;
-    let told = wait::until("the Event", Duration::from_secs(20), || {
-        ensure!(cluster.api.count(Verb::PostEvent).requests > 0, "none was told");
-        Ok(start.elapsed())
-    })?;
-    println!(
-        "a node in quarantine: an Event after {:.1} s; asked: {}",
-        told.as_secs_f64(),
-        asked(cluster, 1.0)
-    );
-    let events = cluster.api.count(Verb::PostEvent).requests;
-    ensure!(events == 1, "{events} Events");
-    Ok(())
 }
 
 /// Requests of each verb, and what was answered.
