@@ -125,7 +125,7 @@ fn udp(patience: Duration, from: &Netns, to: SocketAddr, server: &Server<'_>) ->
     peers.pop().context("answered by somebody else")
 }
 
-/// Asks like a resolver: again for as long as nobody answers, not even that nobody is there.
+/// Asks like a resolver: again for as long as nobody answers.
 fn ask(patience: Duration, to: SocketAddr) -> Result<()> {
     const TRIES: u32 = 3;
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -139,8 +139,7 @@ fn ask(patience: Duration, to: SocketAddr) -> Result<()> {
     for _ in 0..TRIES {
         socket.send(said).context("the client, sending")?;
         heard = socket.recv(&mut buffer);
-        // Another try would use up what the kernel has of ICMP errors: six at once, one a second.
-        if !heard.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+        if heard.is_ok() {
             break;
         }
     }
