@@ -22,8 +22,8 @@ const STREAM: usize = 8 << 20;
 /// longer than this or two round trips.
 const BEAT: Duration = Duration::from_millis(200);
 
-/// A transfer may not stand still for longer.
-const STALL: Duration = Duration::from_secs(2);
+/// A transfer may not stand still for longer, [`wait::patient`].
+pub const STALL: Duration = Duration::from_secs(2);
 
 /// All checks, over every address family the pods have; `mtu` is what their packets may have.
 pub fn all(from: &Pod, to: &Pod, mtu: u32) -> Result<()> {
@@ -149,11 +149,15 @@ fn numbered(bytes: usize) -> Vec<u8> {
 
 /// A stream arrives whole, never stands still, and its segments are as large as `mtu` allows.
 pub fn stream(from: &Netns, at: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
+    stream_within(STALL, from, at, to, mtu)
+}
+
+fn stream_within(stall: Duration, from: &Netns, at: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
     forget(from, to)?;
     forget(at, to)?;
     let listener = at.run(|| TcpListener::bind((to, 0)))??;
     let address = listener.local_addr()?;
-    let limit = wait::patient(STALL);
+    let limit = wait::patient(stall);
     let start = Instant::now();
     let segment = std::thread::scope(|scope| {
         let receiving = scope.spawn(|| receive(&listener, limit));
@@ -198,8 +202,9 @@ fn receive(listener: &TcpListener, limit: Duration) -> Result<()> {
 }
 
 /// Where no word of a path's size comes through (firewalls that swallow ICMP are common), TCP passes because its first
-/// packets say how large the others may be: in both directions the other end is asked for no more than fits.
-pub fn clamped(from: &Pod, to: &Pod, mtu: u32) -> Result<()> {
+/// packets say how large the others may be: in both directions the other end is asked for no more than fits. `stall` is
+/// how long it may stand still.
+pub fn clamped(from: &Pod, to: &Pod, mtu: u32, stall: Duration) -> Result<()> {
     for (ip, headers) in to.ips.iter().map(|ip| (ip, if ip.is_ipv4() { 40 } else { 60 })) {
         let fitting = mtu - headers;
         for pod in [from, to] {
@@ -211,7 +216,8 @@ pub fn clamped(from: &Pod, to: &Pod, mtu: u32) -> Result<()> {
                  tcp flags & syn == syn counter name others\n}}\n}}\n"
             ))?;
         }
-        stream(&from.netns, &to.netns, *ip, mtu).with_context(|| format!("without ICMP, to {ip}"))?;
+        stream_within(stall, &from.netns, &to.netns, *ip, mtu)
+            .with_context(|| format!("without ICMP, to {ip}"))?;
         for pod in [from, to] {
             let shown = pod.netns.sh("nft list counters table inet deaf")?;
             let counts: Vec<&str> = shown
