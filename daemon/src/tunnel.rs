@@ -47,6 +47,9 @@ pub struct Userspace {
     program: Option<PathBuf>,
     /// Those for which somebody was called who did not come: they are waited for once, not at each look.
     missing: Mutex<BTreeSet<String>>,
+    /// Who serves those that do not answer, as known at the first look at which they did not. Each look leaves a
+    /// connection that waits; once their number is too large for the socket, nobody is told any more.
+    silent: Mutex<BTreeMap<Arc<str>, Pid>>,
 }
 
 /// Why the tunnel could not be driven.
@@ -103,7 +106,7 @@ pub enum TunnelError {
 impl Userspace {
     /// All tunnels of this node; `program` starts them, unless somebody else does.
     pub fn new(program: Option<PathBuf>) -> Self {
-        Self { program, missing: Mutex::default() }
+        Self { program, missing: Mutex::default(), silent: Mutex::default() }
     }
 
     /// The `warren-tunnel` beside this program.
@@ -163,6 +166,11 @@ impl Userspace {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn silent(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Pid>> {
+        // As above: whole after any panic.
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes back what somebody else was asked to serve, where that is not wanted.
     pub fn forget(&self, is_wanted: impl Fn(&str) -> bool) -> io::Result<()> {
         let interfaces = uapi::wanted()?;
@@ -193,14 +201,15 @@ impl Userspace {
         if self.program.is_none() {
             return Ok(None);
         }
-        let address = UnixAddr::new(&uapi::socket_path(interface))?;
-        // Without blocking: a stopped process accepts nobody.
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-        socket::connect(socket.as_raw_fd(), &address)?;
-        let pid = socket::getsockopt(&socket, sockopt::PeerCredentials)?.pid();
-        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
-        Ok(Some(pid))
+        let pid = match server(interface) {
+            // Still the same: to another's socket a connection would wait behind fewer.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.silent().get(interface).copied().ok_or(error)?
+            }
+            found => found?,
+        };
+        kill(pid, Signal::SIGKILL)?;
+        Ok(Some(pid.as_raw()))
     }
 
     /// Reads all devices back that somebody serves.
@@ -214,7 +223,21 @@ impl Userspace {
         });
         let devices: BTreeMap<_, _> = join_all(devices).await.into_iter().flatten().collect();
         self.missing().retain(|interface| !devices.contains_key(interface.as_str()));
+        self.remember(&devices);
         Ok(devices)
+    }
+
+    /// Asks who serves those that are silent for the first time; forgets the others.
+    fn remember(&self, devices: &BTreeMap<Arc<str>, Result<ObservedDevice, TunnelError>>) {
+        let mut silent = self.silent();
+        silent.retain(|interface, _| matches!(devices.get(interface), Some(Err(_))));
+        for (interface, _) in devices.iter().filter(|(_, device)| device.is_err()) {
+            if !silent.contains_key(interface)
+                && let Ok(pid) = server(interface)
+            {
+                silent.insert(interface.clone(), pid);
+            }
+        }
     }
 
     /// Applies one change as one transaction.
@@ -254,6 +277,16 @@ async fn observe(interface: &str) -> Result<Option<ObservedDevice>, TunnelError>
         Err(error) if nobody_there(&error) => Ok(None),
         Err(source) => Err(TunnelError::Socket { socket, source }),
     }
+}
+
+/// The process that made an interface's socket, as the kernel knows it (SO_PEERCRED, unix(7)).
+fn server(interface: &str) -> io::Result<Pid> {
+    let address = UnixAddr::new(&uapi::socket_path(interface))?;
+    // Without blocking: a stopped process accepts nobody.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &address)?;
+    Ok(Pid::from_raw(socket::getsockopt(&socket, sockopt::PeerCredentials)?.pid()))
 }
 
 /// No socket, or one that a dead process left behind.

@@ -5,11 +5,14 @@
 
 use std::fs;
 use std::net::{TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::Pid;
 use warren_testkit::capture::Capture;
 use warren_testkit::lab::{Lab, Node, Plan, WarrendOptions};
@@ -211,6 +214,7 @@ fn hung_tunnel() -> Result<()> {
         println!("with a stopped tunnel, after `{damage}`: repaired after {:?}", start.elapsed());
         ensure!(start.elapsed() < wait::patient(Duration::from_secs(2)), "too late");
     }
+    let _waiting = fill_backlog(&mesh)?;
     let start = Instant::now();
     wait::until("a new tunnel", Duration::from_secs(40), || {
         let now = mesh.node().tunnel_pid()?;
@@ -224,6 +228,23 @@ fn hung_tunnel() -> Result<()> {
         ensure!(node.status()?.peers[0].handshake_age.is_some(), "no handshake yet");
         Ok(())
     })
+}
+
+/// Connections to a tunnel that accepts none, until it takes no more: `wg show` in a loop makes as many.
+fn fill_backlog(mesh: &Mesh) -> Result<Vec<OwnedFd>> {
+    let path = format!("/run/wireguard/{}.sock", warren_api::names::interface(0, 0));
+    mesh.node().netns.run(|| {
+        let (address, mut waiting) = (UnixAddr::new(path.as_str())?, Vec::new());
+        loop {
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            match socket::connect(socket.as_raw_fd(), &address) {
+                Ok(()) => waiting.push(socket),
+                Err(Errno::EAGAIN) => return Ok(waiting),
+                Err(error) => return Err(error).context("filling the backlog"),
+            }
+        }
+    })?
 }
 
 fn idle_visitors() -> Result<()> {

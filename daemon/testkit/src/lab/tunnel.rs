@@ -1,12 +1,13 @@
 //! The tunnel of a node, whatever carries it: how it is told from another, and how it is lost.
 
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 use nix::unistd::Pid;
 use warren_api::names;
 
@@ -66,7 +67,10 @@ impl Node {
     pub fn lane_pid(&self, lane: u8) -> Result<u32> {
         let path = PathBuf::from(format!("/run/wireguard/{}.sock", names::interface(0, lane)));
         let ask = || {
-            let socket = UnixStream::connect(&path)?;
+            // Without blocking: one that hangs accepts nobody, and would have us wait once many wait before us.
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            connect(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
             anyhow::Ok(getsockopt(&socket, PeerCredentials)?.pid())
         };
         let pid = self.netns.run(ask)?;
