@@ -148,8 +148,9 @@ impl Hands {
 
     /// Reads everything back. Without the kernel's own word there is nothing to go by.
     pub async fn look(&self) -> anyhow::Result<Seen> {
-        let (view, found, userspace) =
-            tokio::join!(self.kernel.view(), guard::find(&self.numbers), self.userspace.observe());
+        // The kernel last: while it answers, nothing else here runs but other threads and processes.
+        let (found, userspace, view) =
+            tokio::join!(biased; guard::find(&self.numbers), self.userspace.observe(), self.kernel.view());
         let view = view?;
         let (userspace, unlisted) = match userspace {
             Ok(userspace) => (userspace, None),

@@ -91,7 +91,7 @@ impl Cluster {
         let start = Instant::now();
         let daemon = Daemon(command.spawn().context("starting warrend")?);
         let converged = wait::until("convergence", Duration::from_secs(60), || {
-            let answer = self.http("/readyz")?;
+            let answer = self.probe("/readyz")?;
             ensure!(answer.starts_with("HTTP/1.1 200"), "warrend is not ready: {answer}");
             Ok(start.elapsed())
         });
@@ -180,7 +180,16 @@ impl Cluster {
         Ok(key)
     }
 
-    fn http(&self, path: &str) -> Result<String> {
+    /// Whether the daemon was to use WireGuard in the kernel, and could not.
+    pub fn fell_back(&self) -> Result<bool> {
+        let answer = self.probe("/status")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+        let status: warren_api::status::Status = serde_json::from_str(body)?;
+        Ok(status.fallback.is_some())
+    }
+
+    /// What the daemon answers on its loopback.
+    pub fn probe(&self, path: &str) -> Result<String> {
         self.node.run(|| {
             let mut stream = TcpStream::connect(names::HTTP)?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;

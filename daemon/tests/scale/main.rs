@@ -30,10 +30,14 @@ const RESIDENT: u64 = 96 << 20;
 const LIMIT: u64 = 128 << 20;
 const HANDLED: Duration = Duration::from_millis(200);
 const IDLE_SHARE: f64 = 0.01;
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// How long the idle daemon is watched: long enough for looks that nobody asked for, and for CPU time, which comes in
 /// units of 10 ms, to be a figure.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How often each kind of change is made.
+const CHANGES: u16 = 20;
 
 const SCENARIOS: &[(&str, Scenario)] = &[("one node among 5,000", one_among_many)];
 
@@ -51,10 +55,17 @@ fn one_among_many() -> Result<()> {
     let look = cluster.full_state(&daemon)?;
     println!("converged {} ms after the start; {look}", converged.as_millis());
     println!("asked of the API server at the start: {}", asked(&cluster, 1.0));
-    let writes = cluster.api.writes().len();
-    ensure!(writes == 1, "{writes} writes at the start");
+    // Its announcement; there is no startup taint to remove. Where `--backend auto` falls back, that is told.
+    let expected = 1 + usize::from(cluster.fell_back()?);
+    wait::until("the writes of the start", Duration::from_secs(5), || {
+        let writes = writes(&cluster);
+        ensure!(writes == expected, "{writes} writes at the start, which should be {expected}");
+        Ok(())
+    })?;
     let memory = daemon.memory()?;
     println!("after the start: {memory}");
+
+    cluster.api.set_heartbeats(Some(HEARTBEAT));
 
     let changes = [
         ("a key changed", changes(&cluster, &daemon, |cluster, number| cluster.announce(number))?),
@@ -62,8 +73,13 @@ fn one_among_many() -> Result<()> {
         ("a node came", changes(&cluster, &daemon, |cluster, number| cluster.join(number))?),
     ];
     for (what, times) in &changes {
-        let shown: Vec<_> = times.iter().map(|time| time.as_millis().to_string()).collect();
-        println!("{what}: in the tunnel after {} ms", shown.join(", "));
+        println!(
+            "{what}, {} times under heartbeats: in the tunnel after {} ms in the median, {} in 19 of 20, at most {}",
+            times.len(),
+            times[times.len() / 2].as_millis(),
+            nearly_all(times).as_millis(),
+            times[times.len() - 1].as_millis()
+        );
     }
     let share = idle(&cluster, &daemon)?;
     let memory = daemon.memory()?;
@@ -73,8 +89,8 @@ fn one_among_many() -> Result<()> {
 
     ensure!(converged < CONVERGED, "convergence took {converged:?}, which should be below {CONVERGED:?}");
     for (what, times) in &changes {
-        let median = times[times.len() / 2];
-        ensure!(median < HANDLED, "{what}: the median is {median:?}, which should be below {HANDLED:?}");
+        let time = nearly_all(times);
+        ensure!(time < HANDLED, "{what}: 19 of 20 take up to {time:?}, which should be below {HANDLED:?}");
     }
     ensure!(share < IDLE_SHARE, "idle, {:.2} % of a core", share * 100.0);
     ensure!(
@@ -86,6 +102,16 @@ fn one_among_many() -> Result<()> {
     Ok(())
 }
 
+/// The time that 19 of 20 take at most (95th percentile); `times` are sorted.
+fn nearly_all(times: &[Duration]) -> Duration {
+    times[(times.len() * 19).div_ceil(20) - 1]
+}
+
+/// All that was written since the start, or since the last count: patches, and Events whether they stood already or not.
+fn writes(cluster: &Cluster) -> usize {
+    cluster.api.writes().len() + cluster.api.count(Verb::PostEvent).requests as usize
+}
+
 /// The times from a change in the API server to the tunnel's new state, sorted.
 fn changes(
     cluster: &Cluster,
@@ -93,7 +119,7 @@ fn changes(
     change: impl Fn(&Cluster, u16) -> Result<String>,
 ) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
-    for number in [500, 1500, 2500, 3500, 4500] {
+    for number in (1..=CHANGES).map(|change| change * (NODES / (CHANGES + 1))) {
         // What the change before left to do must not count here.
         daemon.settle()?;
         let before = cluster.tunnel()?;
@@ -112,7 +138,6 @@ fn changes(
 
 /// Leaves the daemon alone for a while, under the heartbeats of all nodes; returns its share of a core.
 fn idle(cluster: &Cluster, daemon: &Daemon) -> Result<f64> {
-    cluster.api.set_heartbeats(Some(Duration::from_secs(10)));
     daemon.settle()?;
     let version = cluster.api.resource_version();
     cluster.api.reset_counts();
@@ -128,9 +153,11 @@ fn idle(cluster: &Cluster, daemon: &Daemon) -> Result<f64> {
         share * 100.0
     );
     println!("asked of the API server per idle minute: {}", asked(cluster, 60.0 / time.as_secs_f64()));
-    let rate = f64::from(NODES) / 10.0;
+    let rate = f64::from(NODES) / HEARTBEAT.as_secs_f64();
     ensure!((rate * 0.9..rate * 1.1).contains(&heartbeats), "{heartbeats} heartbeats per second");
-    let writes = cluster.api.writes().len();
+    let live = cluster.probe("/livez")?;
+    ensure!(live.starts_with("HTTP/1.1 200"), "idle, it is taken for stuck: {live}");
+    let writes = writes(cluster);
     ensure!(writes == 0, "{writes} writes while nothing happened");
     Ok(share)
 }

@@ -18,7 +18,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use kube::core::WatchEvent;
 use kube::{Client, Config};
 use rand_core::{OsRng, RngCore as _};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::{sleep, sleep_until, timeout};
@@ -36,7 +36,7 @@ pub const SILENCE: Duration = Duration::from_secs(150);
 /// How long to rest between two looks at the watch. Thousands of nodes send hundreds of heartbeats a second, which
 /// cost less read together than one by one; a change may wait so long. The whole thread rests: each heartbeat would
 /// wake a runtime that waits for its sockets, whether anybody reads or not.
-const REST: Duration = Duration::from_millis(40);
+const REST: Duration = Duration::from_millis(50);
 
 /// After so many vain questions for a Node, some five seconds, that is said.
 const VAIN: u32 = 4;
@@ -122,10 +122,21 @@ async fn session(shared: &Arc<Shared>, client: &Client, watched: &mut Duration) 
     }
 }
 
+/// Runs `work` in the runtime that does not rest. A connection is served by the runtime that opened it, and is used
+/// again later: opened here, each request on it would wait for two rests.
+async fn elsewhere<T: Send + 'static>(
+    tasks: &Handle,
+    work: impl Future<Output = anyhow::Result<T>> + Send + 'static,
+) -> anyhow::Result<T> {
+    tasks.spawn(work).await.context("a list broke off, by an error in this program")?
+}
+
 async fn list(shared: &Arc<Shared>) -> anyhow::Result<()> {
     // What was known and is doubted is newer than what a cache may hold.
     let recent = shared.with(|store| !store.is_empty());
-    let (nodes, version) = shared.api.list(recent).await.context("the Nodes cannot be listed")?;
+    let asked = shared.clone();
+    let listed = elsewhere(&shared.tasks, async move { asked.api.list(recent).await }).await;
+    let (nodes, version) = listed.context("the Nodes cannot be listed")?;
     let count = nodes.len();
     shared.with(|store| store.listed(nodes, version, Instant::now()));
     shared.in_contact();
@@ -138,7 +149,9 @@ async fn list(shared: &Arc<Shared>) -> anyhow::Result<()> {
 async fn relist(shared: &Arc<Shared>, why: &str) -> anyhow::Result<()> {
     let version = shared.with(|store| store.version().to_owned());
     tracing::info!("the Nodes' metadata are listed: {why}");
-    let (all, version) = match shared.api.list_metadata(&version).await {
+    let asked = shared.clone();
+    let listed = elsewhere(&shared.tasks, async move { asked.api.list_metadata(&version).await }).await;
+    let (all, version) = match listed {
         Ok(listed) => listed,
         Err(error) => {
             // A server whose data were restored from a backup has not come as far as this node has.
