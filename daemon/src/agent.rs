@@ -37,6 +37,9 @@ const EPOCH: u64 = 0;
 /// of them concerns Warren: on a node with a routing daemon, looking must not become all there is.
 const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
+/// After so long without an event, the next does not come one after the other.
+const CALM: Duration = Duration::from_secs(1);
+
 /// How long to wait before trying again what failed: first, and at most. Events do not shorten it, or a
 /// failing action that itself causes events would spin.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(500));
@@ -154,17 +157,18 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 
-        let deadline = Instant::now() + wait;
+        let done = Instant::now();
+        let deadline = done + wait;
         loop {
             tokio::select! {
                 () = changed.notified(), if !failed => {
+                    if done.elapsed() > CALM {
+                        coalesce = COALESCE.0;
+                    }
                     sleep(coalesce).await;
                     break;
                 }
-                () = tokio::time::sleep_until(deadline) => {
-                    coalesce = COALESCE.0;
-                    break;
-                }
+                () = tokio::time::sleep_until(deadline) => break,
                 _ = pulse.tick() => board.alive(),
                 Some(visitor) = visitors.recv() => agent.serve(&board, &mut visitors, visitor).await,
                 _ = terminate.recv() => return goodbye("SIGTERM"),

@@ -157,6 +157,22 @@ impl Cluster {
         })?
     }
 
+    /// How much the daemon has logged.
+    pub fn said(&self) -> Result<u64> {
+        Ok(fs::metadata(self.home.path().join("log"))?.len())
+    }
+
+    /// Waits until the daemon has logged more than that, as it does before it acts. Asking the tunnel for the state of
+    /// thousands of peers over and over would slow down what is measured.
+    pub fn wait_for_word(&self, said: u64) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.said()? == said {
+            ensure!(Instant::now() < deadline, "the daemon says nothing");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
     /// Has a node announce a new key; returns it, as the tunnel writes it.
     pub fn announce(&self, number: u16) -> Result<String> {
         let (spec, key) = announced(number)?;

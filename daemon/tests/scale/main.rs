@@ -122,11 +122,12 @@ fn changes(
     for number in (1..=CHANGES).map(|change| change * (NODES / (CHANGES + 1))) {
         // What the change before left to do must not count here.
         daemon.settle()?;
-        let before = cluster.tunnel()?;
+        let (before, said) = (cluster.tunnel()?, cluster.said()?);
         let start = Instant::now();
         let key = change(cluster, number)?;
         let was = before.contains(&key);
         times.push(wait::until("the change in the tunnel", Duration::from_secs(10), || {
+            cluster.wait_for_word(said)?;
             let now = cluster.tunnel()?;
             ensure!(now.contains(&key) != was, "the key {key} is as before");
             Ok(start.elapsed())
