@@ -14,6 +14,12 @@ use crate::wire::Detour;
 /// looked for.
 pub const FOUND: Duration = Duration::from_secs(8);
 
+/// Lets pass the time within which a peer that is known now is probed and what came of it is read, where nothing is to come
+/// of it: a second between two bursts of probes, a second until the look, whatever the machine, and time to do so.
+pub fn await_probes() {
+    std::thread::sleep(Duration::from_secs(2) + wait::patient(Duration::from_millis(500)));
+}
+
 /// What WireGuard adds to packets, by what the endpoints' addresses are.
 pub const V4: u32 = 60;
 pub const V6: u32 = 80;
@@ -83,8 +89,7 @@ impl Mesh {
     fn positive_control(&self) -> Result<()> {
         let (from, to) = (self.pod(1), self.pod(2));
         for ip in to.ips.iter().filter(|ip| self.lab.plan.has_clear_path(**ip)) {
-            let ping = Ping { interval: Duration::from_millis(100), ..Ping::default() };
-            ping.run(&from.netns, *ip)?.complete().context("without Warren")?;
+            Ping::default().run(&from.netns, *ip)?.complete().context("without Warren")?;
             for capture in &self.captures {
                 let report = capture.reset()?;
                 // Five pings and five answers.
