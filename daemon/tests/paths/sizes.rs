@@ -1,6 +1,6 @@
 //! Packets of chosen sizes between two pods: each arrives, or its sender is told how large it may be.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use warren_testkit::traffic::ping::Ping;
 use warren_testkit::wait;
 
 /// The bytes of one TCP transfer, divided by [`wait::patience`].
-const STREAM: usize = 8 << 20;
+const STREAM: usize = 4 << 20;
 
 /// The time between pings that are to learn, and so what the last one has for its answer: where others were answered, ping
 /// waits no longer than this or two round trips.
@@ -24,6 +24,9 @@ const BEAT: Duration = Duration::from_millis(200);
 
 /// How long to wait for the answer that is not to come.
 const VAIN: Duration = Duration::from_millis(300);
+
+/// How long a sender may take to be told that a datagram is too large; what was not told arrives before.
+const TELLING: Duration = Duration::from_millis(100);
 
 /// A transfer may not stand still for longer, [`wait::patient`].
 pub const STALL: Duration = Duration::from_secs(2);
@@ -134,29 +137,44 @@ fn refused(from: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
 pub fn in_pieces(from: &Netns, at: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
     forget(from, to)?;
     let receiver = at.run(|| UdpSocket::bind((to, 0)))??;
-    receiver.set_read_timeout(Some(wait::patient(Duration::from_millis(300))))?;
     let socket = datagrams(from, receiver.local_addr()?, false)?;
+    let tries: &[Duration] = if to.is_ipv6() { &[TELLING, TELLING, STALL] } else { &[STALL] };
+    let mut before = Vec::new();
     for size in [mtu - headers(to) + 1, mtu + 500, 4000, 20_000] {
         let payload: Vec<u8> = CANARY.iter().copied().cycle().take(size as usize).collect();
-        let mut tries = 0;
-        loop {
-            tries += 1;
+        let mut arrived = false;
+        for limit in tries {
             socket.send(&payload).with_context(|| format!("a datagram of {size} bytes"))?;
-            let mut buffer = vec![0; 65_536];
-            match receiver.recv(&mut buffer) {
-                Ok(length) => {
-                    ensure!(
-                        buffer[..length] == payload,
-                        "a datagram of {size} bytes arrived as {length} others"
-                    );
-                    break;
-                }
-                Err(_) if to.is_ipv6() && tries < 3 => {}
-                Err(error) => bail!("a datagram of {size} bytes did not arrive, {tries} times: {error}"),
+            receiver.set_read_timeout(Some(wait::patient(*limit)))?;
+            arrived = receives(&receiver, &payload, &before)?;
+            if arrived {
+                break;
             }
         }
+        ensure!(arrived, "a datagram of {size} bytes did not arrive, {} times", tries.len());
+        before.push(payload.len());
     }
     Ok(())
+}
+
+/// Whether the datagram arrives; those of the sizes `before` were late, and have been sent again.
+fn receives(receiver: &UdpSocket, payload: &[u8], before: &[usize]) -> Result<bool> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        match receiver.recv(&mut buffer) {
+            Ok(length) if before.contains(&length) => {}
+            Ok(length) => {
+                let size = payload.len();
+                ensure!(
+                    &buffer[..length] == payload,
+                    "a datagram of {size} bytes arrived as {length} others"
+                );
+                return Ok(true);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error).context("receiving a datagram"),
+        }
+    }
 }
 
 /// Bytes that tell where they belong, so that none can be missing, doubled or out of order.
