@@ -63,7 +63,7 @@ else
     daemon/testkit/bin/guest.sh
     host=$(rustc --version --verbose | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
     export "CARGO_TARGET_${host}_RUNNER=$PWD/daemon/testkit/bin/guest.sh"
-    # A guest waits as long as it computes: one keeps 0.25 (hosts), 0.36 (paths) or 0.75 (mesh) of a processor busy.
+    # A guest waits as long as it computes: one keeps 0.6 (hosts), 0.4 (paths) or 0.75 (mesh) of a processor busy.
     jobs=$(($(nproc) + 1))
 fi
 mkdir -p "$logs"

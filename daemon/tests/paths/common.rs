@@ -12,7 +12,13 @@ use crate::wire::Detour;
 
 /// How long warrend may take to know a narrow path from its start on: a probe, and a second until its answer is
 /// looked for.
-pub const FOUND: Duration = Duration::from_secs(8);
+const FOUND: Duration = Duration::from_secs(8);
+
+/// Lets pass the time within which a peer that is known now is probed and what came of it is read, where nothing is to come
+/// of it: a second between two bursts of probes, a second until the look, whatever the machine, and time to do so.
+pub fn await_probes() {
+    std::thread::sleep(Duration::from_secs(2) + wait::patient(Duration::from_millis(500)));
+}
 
 /// What WireGuard adds to packets, by what the endpoints' addresses are.
 pub const V4: u32 = 60;
@@ -83,8 +89,7 @@ impl Mesh {
     fn positive_control(&self) -> Result<()> {
         let (from, to) = (self.pod(1), self.pod(2));
         for ip in to.ips.iter().filter(|ip| self.lab.plan.has_clear_path(**ip)) {
-            let ping = Ping { interval: Duration::from_millis(100), ..Ping::default() };
-            ping.run(&from.netns, *ip)?.complete().context("without Warren")?;
+            Ping::default().run(&from.netns, *ip)?.complete().context("without Warren")?;
             for capture in &self.captures {
                 let report = capture.reset()?;
                 // Five pings and five answers.
@@ -154,8 +159,8 @@ impl Mesh {
     }
 
     /// Waits until both nodes' routes to each other say `wanted`.
-    pub fn await_route_mtu(&self, wanted: Option<u32>, limit: Duration) -> Result<()> {
-        wait::until("the routes' MTU", limit, || {
+    pub fn await_route_mtu(&self, wanted: Option<u32>) -> Result<()> {
+        wait::until("the routes' MTU", FOUND, || {
             self.route_mtu(1, 2, wanted)?;
             self.route_mtu(2, 1, wanted)
         })

@@ -8,7 +8,7 @@ use warren_testkit::lab::{Families, Plan, WarrendOptions, write_atomically};
 use warren_testkit::wait;
 
 use crate::common::{V4, V6, as_planned, in_mesh, in_mesh_of, route_of, two_nodes};
-use crate::{sizes, wire};
+use crate::{common, sizes, wire};
 
 /// The header of a frame of Ethernet.
 const ETHERNET: u32 = 14;
@@ -79,7 +79,7 @@ pub fn one_smaller() -> Result<()> {
             mesh.route_mtu(1, 3, None)?;
             mesh.route_mtu(2, 1, None)?;
             sizes::all(mesh.pod(1), mesh.pod(2), route)?;
-            sizes::teach(mesh.pod(2), mesh.pod(1), own);
+            sizes::teach(mesh.pod(2), mesh.pod(1), own)?;
             sizes::all(mesh.pod(2), mesh.pod(1), own)?;
             sizes::all(mesh.pod(1), mesh.pod(3), 1500 - overhead)?;
             mesh.sealed_and_whole()?;
@@ -114,7 +114,7 @@ pub fn mixed_jumbo() -> Result<()> {
         mesh.await_route_mtu_of(1, 2, Some(route))?;
         mesh.route_mtu(1, 3, None)?;
         sizes::all(mesh.pod(1), mesh.pod(2), route)?;
-        sizes::teach(mesh.pod(2), mesh.pod(1), IN_V6);
+        sizes::teach(mesh.pod(2), mesh.pod(1), IN_V6)?;
         sizes::all(mesh.pod(2), mesh.pod(1), IN_V6)?;
         sizes::all(mesh.pod(1), mesh.pod(3), 8920)?;
         mesh.sealed_and_whole()?;
@@ -150,8 +150,7 @@ pub fn hosts_switched() -> Result<()> {
         known(1)?;
         write_atomically(&stands, &fs::read_to_string(&away)?)?;
         known(2)?;
-        // Longer than a probe and the look at its answer.
-        std::thread::sleep(wait::patient(Duration::from_secs(4)));
+        common::await_probes();
         mesh.route_mtu(1, 3, None)?;
         mesh.route_mtu(1, 2, None)?;
         mesh.sealed()?;

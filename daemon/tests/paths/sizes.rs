@@ -1,6 +1,6 @@
 //! Packets of chosen sizes between two pods: each arrives, or its sender is told how large it may be.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,18 @@ use warren_testkit::netns::Netns;
 use warren_testkit::traffic::ping::Ping;
 use warren_testkit::wait;
 
-/// The bytes of one TCP transfer.
-const STREAM: usize = 8 << 20;
+/// The bytes of one TCP transfer, divided by [`wait::patience`].
+const STREAM: usize = 4 << 20;
 
-/// The time between pings, and so what the last one has for its answer: where others were answered, ping waits no
-/// longer than this or two round trips.
+/// The time between pings that are to learn, and so what the last one has for its answer: where others were answered, ping
+/// waits no longer than this or two round trips.
 const BEAT: Duration = Duration::from_millis(200);
+
+/// How long to wait for the answer that is not to come.
+const VAIN: Duration = Duration::from_millis(300);
+
+/// How long a sender may take to be told that a datagram is too large; what was not told arrives before.
+const TELLING: Duration = Duration::from_millis(100);
 
 /// A transfer may not stand still for longer, [`wait::patient`].
 pub const STALL: Duration = Duration::from_secs(2);
@@ -52,16 +58,31 @@ fn forget(from: &Netns, to: IpAddr) -> Result<()> {
 pub fn exactly(from: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
     forget(from, to)?;
     let size = (mtu - headers(to)) as u16;
-    let ping = Ping { count: 3, size, dont_fragment: true, interval: wait::patient(BEAT), ..Ping::default() };
+    let ping = Ping { size, dont_fragment: true, ..Ping::of(3) };
     ping.run(from, to)?.complete().context("as large as may be")
 }
 
+/// A packet as large as the route allows does not arrive, while small ones do, before and after.
+pub fn swallowed(from: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
+    Ping::of(3).run(from, to)?.complete().context("small, before")?;
+    forget(from, to)?;
+    let size = (mtu - headers(to)) as u16;
+    let large = Ping { size, dont_fragment: true, patience: VAIN, ..Ping::of(1) };
+    let answers = large.run(from, to)?;
+    ensure!(answers.received == 0, "a large packet passed");
+    Ping::of(3).run(from, to)?.complete().context("small, after")
+}
+
 /// Has those who answer with as much learn that the way back is narrower, by what is padded.
-pub fn teach(from: &Pod, to: &Pod, mtu: u32) {
+pub fn teach(from: &Pod, to: &Pod, mtu: u32) -> Result<()> {
     for ip in &to.ips {
+        forget(&from.netns, *ip)?;
+        let size = (mtu - headers(*ip)) as u16;
+        let interval = wait::patient(BEAT);
         // Over IPv6, the first answers are lost to it.
-        let _ = exactly(&from.netns, *ip, mtu);
+        Ping { count: 3, size, dont_fragment: true, interval, ..Ping::default() }.run(&from.netns, *ip)?;
     }
+    Ok(())
 }
 
 /// A packet of a byte more comes back with the size that would have passed.
@@ -116,29 +137,44 @@ fn refused(from: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
 pub fn in_pieces(from: &Netns, at: &Netns, to: IpAddr, mtu: u32) -> Result<()> {
     forget(from, to)?;
     let receiver = at.run(|| UdpSocket::bind((to, 0)))??;
-    receiver.set_read_timeout(Some(wait::patient(Duration::from_millis(300))))?;
     let socket = datagrams(from, receiver.local_addr()?, false)?;
+    let tries: &[Duration] = if to.is_ipv6() { &[TELLING, TELLING, STALL] } else { &[STALL] };
+    let mut before = Vec::new();
     for size in [mtu - headers(to) + 1, mtu + 500, 4000, 20_000] {
         let payload: Vec<u8> = CANARY.iter().copied().cycle().take(size as usize).collect();
-        let mut tries = 0;
-        loop {
-            tries += 1;
+        let mut arrived = false;
+        for limit in tries {
             socket.send(&payload).with_context(|| format!("a datagram of {size} bytes"))?;
-            let mut buffer = vec![0; 65_536];
-            match receiver.recv(&mut buffer) {
-                Ok(length) => {
-                    ensure!(
-                        buffer[..length] == payload,
-                        "a datagram of {size} bytes arrived as {length} others"
-                    );
-                    break;
-                }
-                Err(_) if to.is_ipv6() && tries < 3 => {}
-                Err(error) => bail!("a datagram of {size} bytes did not arrive, {tries} times: {error}"),
+            receiver.set_read_timeout(Some(wait::patient(*limit)))?;
+            arrived = receives(&receiver, &payload, &before)?;
+            if arrived {
+                break;
             }
         }
+        ensure!(arrived, "a datagram of {size} bytes did not arrive, {} times", tries.len());
+        before.push(payload.len());
     }
     Ok(())
+}
+
+/// Whether the datagram arrives; those of the sizes `before` were late, and have been sent again.
+fn receives(receiver: &UdpSocket, payload: &[u8], before: &[usize]) -> Result<bool> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        match receiver.recv(&mut buffer) {
+            Ok(length) if before.contains(&length) => {}
+            Ok(length) => {
+                let size = payload.len();
+                ensure!(
+                    &buffer[..length] == payload,
+                    "a datagram of {size} bytes arrived as {length} others"
+                );
+                return Ok(true);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error).context("receiving a datagram"),
+        }
+    }
 }
 
 /// Bytes that tell where they belong, so that none can be missing, doubled or out of order.
@@ -172,11 +208,16 @@ fn stream_within(stall: Duration, from: &Netns, at: &Netns, to: IpAddr, mtu: u32
         anyhow::Ok(segment)
     })?;
     let time = start.elapsed();
-    println!("{} MiB over TCP to {to} in {time:?}, {segment} bytes a segment", STREAM >> 20);
+    println!("{} MiB over TCP to {to} in {time:?}, {segment} bytes a segment", stream_bytes() >> 20);
     // IP, TCP, and its option for time stamps. The other direction's route may be narrower by what is padded.
     let wanted = mtu - if to.is_ipv4() { 20 } else { 40 } - 20 - 12;
     ensure!((wanted - 15..=wanted).contains(&segment), "segments of {segment} bytes, not {wanted}");
     Ok(())
+}
+
+fn stream_bytes() -> usize {
+    // Of whole numbers.
+    (STREAM as f64 / wait::patience()) as usize / 16 * 16
 }
 
 /// Returns the size of the segments.
@@ -184,7 +225,7 @@ fn send(to: SocketAddr, limit: Duration) -> Result<u32> {
     let mut stream = TcpStream::connect_timeout(&to, limit).context("connecting")?;
     stream.set_write_timeout(Some(limit))?;
     stream.set_read_timeout(Some(limit))?;
-    stream.write_all(&numbered(STREAM)).context("it stands still")?;
+    stream.write_all(&numbered(stream_bytes())).context("it stands still")?;
     stream.shutdown(Shutdown::Write)?;
     let mut end = [0];
     stream.read_exact(&mut end).context("it stands still at its end")?;
@@ -196,7 +237,8 @@ fn receive(listener: &TcpListener, limit: Duration) -> Result<()> {
     stream.set_read_timeout(Some(limit))?;
     let mut received = Vec::new();
     stream.read_to_end(&mut received).context("it stands still")?;
-    ensure!(received == numbered(STREAM), "other bytes arrived, {} of {STREAM}", received.len());
+    let bytes = stream_bytes();
+    ensure!(received == numbered(bytes), "other bytes arrived, {} of {bytes}", received.len());
     stream.write_all(&[0])?;
     Ok(())
 }

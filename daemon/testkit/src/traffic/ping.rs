@@ -21,6 +21,11 @@ use crate::{process, wait};
 /// Identifiers that tell pings of this program from each other.
 static NEXT_ID: AtomicU16 = AtomicU16::new(1);
 
+/// Room for what several pings send at once, in bytes. By itself ping has room for one packet; where that is encrypted no
+/// faster than ping sends, the kernel has no memory for the pieces of the fourth (ENOBUFS, `ip_append_data`), and
+/// ping then sends it an interval later.
+const ROOM: &str = "200000";
+
 /// How to ping.
 #[derive(Debug, Clone, Copy)]
 pub struct Ping {
@@ -153,7 +158,7 @@ impl Ping {
         let interval = if self.interval.is_zero() { patience } else { self.interval };
         let mut command = from.command("ping");
         command.args(["-n", "-D", "-p", &pattern, "-i", &seconds(interval), "-s", &self.size.to_string()]);
-        command.args(["-W", &seconds(patience)]);
+        command.args(["-W", &seconds(patience), "-S", ROOM]);
         if self.dont_fragment {
             command.args(["-M", "do"]);
         }
