@@ -177,7 +177,7 @@ fn change_numbers(mesh: &Mesh, extra: &[&str]) -> Result<()> {
         mesh.node(node).stop_warrend()?;
         mesh.node(node).start_warrend(&lanes(number, extra))?;
         await_lanes(mesh, numbers)?;
-        pings.run_for(wait::patient(Duration::from_millis(300)));
+        pings.run_for(Duration::from_millis(300));
     }
     let (there, back) = (there.stop()?, back.stop()?);
     let damage = pings.stop()?;
