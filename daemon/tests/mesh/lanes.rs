@@ -214,11 +214,11 @@ pub fn blocked() -> Result<()> {
     })
 }
 
-/// So many lanes.
+/// So many lanes; that one has proven itself is seen at a look.
 pub fn lanes(number: u8, extra: &[&str]) -> WarrendOptions {
     let number = number.to_string();
     let extra = ["--lanes", &number].into_iter().chain(extra.iter().copied()).map(str::to_owned);
-    WarrendOptions { extra: extra.collect(), ..WarrendOptions::default() }
+    WarrendOptions { extra: extra.collect(), resync: Some("1s".into()), ..WarrendOptions::default() }
 }
 
 /// The others of four.
