@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::Pid;
 use warren_testkit::capture::Capture;
-use warren_testkit::lab::{Lab, Node, Plan, WarrendOptions};
+use warren_testkit::lab::{Backend, Lab, Node, Plan, WarrendOptions};
 use warren_testkit::scenario::{self, Scenario};
 use warren_testkit::traffic::{inject, udp};
 use warren_testkit::wait;
@@ -39,6 +39,8 @@ fn main() -> ExitCode {
 }
 
 struct Mesh {
+    /// The number of the node that is in trouble.
+    number: usize,
     lab: Lab,
     capture: Capture,
 }
@@ -46,8 +48,12 @@ struct Mesh {
 impl Mesh {
     /// Two nodes with a tunnel, without masquerading, and a proof that the sniffer would see a leak.
     fn up() -> Result<Self> {
+        Self::up_around(1)
+    }
+
+    fn up_around(number: usize) -> Result<Self> {
         let lab = Lab::new(Plan { nodes: 2, pods: 2, masquerade: false, ..Plan::default() })?;
-        let mesh = Self { capture: lab.capture()?, lab };
+        let mesh = Self { number, capture: lab.capture()?, lab };
         mesh.provoke()?;
         ensure!(mesh.capture.reset()?.clear > 0, "without Warren nothing was seen in the clear");
         mesh.lab.start_all(&WarrendOptions { tell_cidrs: false, ..WarrendOptions::default() })?;
@@ -65,13 +71,13 @@ impl Mesh {
     }
 
     fn node(&self) -> &Node {
-        self.lab.node(1)
+        self.lab.node(self.number)
     }
 
-    /// A pod of node 1 sends to the pods and to the addresses of node 2.
+    /// A pod of the node sends to the pods and to the addresses of the other.
     fn provoke(&self) -> Result<()> {
         let from = &self.node().pods[0].netns;
-        let other = self.lab.node(2);
+        let other = self.lab.node(3 - self.number);
         for to in other.pods[0].ips.iter().chain(&other.ips) {
             // Refused at once by an unreachable route is as good as dropped.
             let _ = udp::send(from, *to, PORT, "provoked");
@@ -198,8 +204,9 @@ fn errors_sent(node: &Node) -> Result<u64> {
 }
 
 fn hung_tunnel() -> Result<()> {
-    let mut mesh = Mesh::up()?;
-    mesh.node().needs_tunnel_process()?;
+    // The second has a process unless all nodes' tunnels are the kernel's.
+    Backend::of(2)?.needs_process()?;
+    let mut mesh = Mesh::up_around(2)?;
     let pid = mesh.node().tunnel_pid()?;
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP)?;
     for damage in ["nft delete table inet warren", "ip rule del priority 5180", "ip route flush table 5180"] {

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 /// How often a condition is looked at. Short beside everything that is waited for (handshakes, repairs of
-/// up to 2 s), long beside the cost of a look. [`patient`].
+/// up to 2 s), long beside the cost of a look. [`patient`]. What takes longer is looked at less often, down to every
+/// `SELDOM` and by a twentieth too late: where looks are processes, they would hold up what they wait for.
 const INTERVAL: Duration = Duration::from_millis(20);
+const SELDOM: Duration = Duration::from_millis(100);
 
 /// By what the times of this module and of the scenarios are multiplied: `$WARREN_TEST_PATIENCE`, else 1. They
 /// are tuned for a processor; an emulated one is about ten times slower, and waits less than it computes.
@@ -66,6 +68,6 @@ pub fn until_with_progress<T>(
             }
             Err(reason) => progress(start.elapsed(), &reason),
         }
-        std::thread::sleep(patient(INTERVAL));
+        std::thread::sleep((start.elapsed() / 20).clamp(patient(INTERVAL), patient(SELDOM)));
     }
 }

@@ -8,7 +8,7 @@ use warren_api::{Backend, names};
 use warren_testkit::lab::{Node, Rights, WarrendOptions, needs_kernel_wireguard};
 use warren_testkit::{scenario, wait};
 
-use crate::common::{in_lab, no_talk, talk, two_nodes};
+use crate::common::{difference, in_lab, no_talk, talk, two_nodes};
 
 /// A handshake, and what it takes to make a tunnel of another kind in the place of one, [`wait::patient`].
 const CHANGED: Duration = Duration::from_secs(1);
@@ -125,7 +125,12 @@ pub fn port_taken() -> Result<()> {
 pub fn no_right() -> Result<()> {
     in_lab(two_nodes(), |mesh| {
         let node = mesh.node(1);
-        let before = state(node)?;
+        // The kernel tells what becomes of a new link up to a second later.
+        let before = wait::until("links that are up", Duration::from_secs(5), || {
+            let state = state(node)?;
+            ensure!(!["DOWN", "NO-CARRIER", "linkdown"].iter().any(|sign| state.contains(sign)), "{state}");
+            Ok(state)
+        })?;
         node.start_warrend(&WarrendOptions { rights: Rights::None, ..WarrendOptions::default() })?;
         await_problem(node, "NET_ADMIN")?;
         let looks = || metric(node, "warren_failed_looks_total{}");
@@ -138,7 +143,8 @@ pub fn no_right() -> Result<()> {
         // Once, whatever the number of looks.
         let said = node.log().lines().filter(|line| line.contains("notices cannot be subscribed to")).count();
         ensure!(said == 1, "the log says {said} times that notices are refused");
-        ensure!(state(node)? == before, "the node is not as it was: {}", state(node)?);
+        let after = state(node)?;
+        ensure!(after == before, "the node is not as it was:\n{}", difference(&before, &after));
         ensure!(node.warrend_pid().is_some(), "warrend has ended");
         Ok(())
     })

@@ -267,7 +267,7 @@ pub fn await_state(node: &Node, wanted: &str, limit: Duration) -> Result<Duratio
 }
 
 /// The lines of either text that the other lacks.
-fn difference(wanted: &str, found: &str) -> String {
+pub fn difference(wanted: &str, found: &str) -> String {
     let lacking = |these: &str, those: &str, sign: char| -> Vec<String> {
         let those: Vec<&str> = those.lines().collect();
         these.lines().filter(|line| !those.contains(line)).map(|line| format!("{sign} {line}")).collect()

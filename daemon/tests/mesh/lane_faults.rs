@@ -18,6 +18,9 @@ use crate::backends::await_problem;
 use crate::common::{Mesh, REPAIR, in_lab, talk, two_nodes};
 use crate::lanes::{await_lanes, await_routes, lanes, without_lane_2};
 
+/// The node whose `warren-tunnel` gets into trouble: it has one unless all nodes' tunnels are the kernel's.
+const SERVED: usize = 2;
+
 /// So many that each lane gets some of them.
 const FLOWS: u16 = 128;
 
@@ -40,14 +43,6 @@ fn in_four_lanes(options: &WarrendOptions, scenario: impl FnOnce(&Mesh) -> Resul
         await_lanes(mesh, [4, 4])?;
         scenario(mesh)
     })
-}
-
-/// [`in_four_lanes`] that are processes.
-fn in_four_served_lanes(options: &WarrendOptions, scenario: impl FnOnce(&Mesh) -> Result<()>) -> Result<()> {
-    for number in [1, 2] {
-        Backend::of(number)?.needs_process()?;
-    }
-    in_four_lanes(options, scenario)
 }
 
 /// A datagram of each of many flows in both directions, over every address family.
@@ -80,7 +75,6 @@ pub fn port_taken() -> Result<()> {
 pub fn name_taken() -> Result<()> {
     in_lab(two_nodes(), |mesh| {
         let node = mesh.node(1);
-        node.needs_tunnel_process()?;
         node.netns.ip("link add warren-a2 type bridge\nlink set warren-a2 up")?;
         let wanted = "/run/wireguard/warren-a2.wanted";
         node.netns.sh(&format!("touch {wanted}"))?;
@@ -104,32 +98,57 @@ pub fn name_taken() -> Result<()> {
     })
 }
 
-/// The kubelet kills the container that serves all lanes, and starts it anew; then it ends it in order.
+/// The kubelet kills the container that serves all lanes, and starts it anew; then it ends it in order. Lanes in the
+/// kernel do not notice.
 pub fn container() -> Result<()> {
-    in_four_served_lanes(&as_in_the_manifest(), |mesh| {
-        let node = mesh.node(1);
-        for turn in ["at first", "after a restart"] {
-            private_sockets(node).context(turn)?;
-            all_flows(mesh).context(turn)?;
-            mesh.sealed()?;
-            if turn == "at first" {
-                let start = Instant::now();
-                node.kill_tunnel()?;
-                node.start_tunnel()?;
-                await_lanes(mesh, [4, 4])?;
-                println!("four lanes are back after {:?}", start.elapsed());
-            }
-        }
-        node.stop_warrend()?;
-        node.stop_tunnel()?;
-        let links = node.netns.sh("ip -brief link")?;
-        ensure!(!links.contains("warren-"), "left behind: {links}");
-        node.start_warrend(&as_in_the_manifest())?;
-        node.start_tunnel()?;
-        await_lanes(mesh, [4, 4])?;
-        all_flows(mesh).context("after a restart of both")?;
-        mesh.sealed().map(drop)
+    in_four_lanes(&as_in_the_manifest(), |mesh| match mesh.node(SERVED).backend {
+        Backend::Userspace => container_with_lanes(mesh),
+        Backend::Kernel => container_without_lanes(mesh),
     })
+}
+
+fn container_with_lanes(mesh: &Mesh) -> Result<()> {
+    let node = mesh.node(SERVED);
+    for turn in ["at first", "after a restart"] {
+        private_sockets(node).context(turn)?;
+        all_flows(mesh).context(turn)?;
+        mesh.sealed()?;
+        if turn == "at first" {
+            let start = Instant::now();
+            node.kill_tunnel()?;
+            node.start_tunnel()?;
+            await_lanes(mesh, [4, 4])?;
+            println!("four lanes are back after {:?}", start.elapsed());
+        }
+    }
+    node.stop_warrend()?;
+    node.stop_tunnel()?;
+    let links = node.netns.sh("ip -brief link")?;
+    ensure!(!links.contains("warren-"), "left behind: {links}");
+    node.start_warrend(&as_in_the_manifest())?;
+    node.start_tunnel()?;
+    await_lanes(mesh, [4, 4])?;
+    all_flows(mesh).context("after a restart of both")?;
+    mesh.sealed().map(drop)
+}
+
+fn container_without_lanes(mesh: &Mesh) -> Result<()> {
+    let node = mesh.node(SERVED);
+    let before = identities(node)?;
+    let traffic = mesh.traffic()?;
+    node.stop_tunnel()?;
+    node.start_tunnel()?;
+    await_lanes(mesh, [4, 4])?;
+    node.stop_warrend()?;
+    node.stop_tunnel()?;
+    ensure!(identities(node)? == before, "there were {before:?}, and are {:?}", identities(node)?);
+    node.start_warrend(&as_in_the_manifest())?;
+    node.start_tunnel()?;
+    await_lanes(mesh, [4, 4])?;
+    all_flows(mesh)?;
+    ensure!(identities(node)? == before, "there were {before:?}, and are {:?}", identities(node)?);
+    traffic.stop()?.none()?;
+    mesh.sealed().map(drop)
 }
 
 /// Whoever may open one of the sockets is told the private key.
@@ -153,7 +172,7 @@ pub fn killed() -> Result<()> {
             ensure!(identities(node)?[2] != others[2], "it is still the same");
             Ok(())
         })?;
-        await_sessions(mesh)?;
+        await_sessions(mesh, node)?;
         println!("one lane is back after {:?}", start.elapsed());
         only_lane_2_changed(node, &others)?;
         all_flows(mesh)?;
@@ -163,8 +182,9 @@ pub fn killed() -> Result<()> {
 
 /// One lane's process hangs: it is killed, and the others are not, whatever they did before.
 pub fn hung() -> Result<()> {
-    in_four_served_lanes(&lanes(4, &[]), |mesh| {
-        let node = mesh.node(1);
+    Backend::of(SERVED)?.needs_process()?;
+    in_four_lanes(&lanes(4, &[]), |mesh| {
+        let node = mesh.node(SERVED);
         let others = identities(node)?;
         let pid = Pid::from_raw(node.lane_pid(2)? as i32);
         kill(pid, Signal::SIGSTOP)?;
@@ -174,17 +194,17 @@ pub fn hung() -> Result<()> {
             Ok(())
         })?;
         println!("a lane that hung was replaced after {:?}", start.elapsed());
-        await_sessions(mesh)?;
+        await_sessions(mesh, node)?;
         only_lane_2_changed(node, &others)?;
         all_flows(mesh)?;
         mesh.sealed().map(drop)
     })
 }
 
-/// Waits until the first node has a session on each lane, and both use all of them.
-fn await_sessions(mesh: &Mesh) -> Result<()> {
+/// Waits until a node has a session on each lane, and both use all of them.
+fn await_sessions(mesh: &Mesh, node: &Node) -> Result<()> {
     wait::until("a session on each lane", Duration::from_secs(40), || {
-        let lanes = mesh.node(1).status()?.peers.first().map(|peer| peer.lanes);
+        let lanes = node.status()?.peers.first().map(|peer| peer.lanes);
         ensure!(lanes == Some(4), "there are sessions on {lanes:?}");
         Ok(())
     })?;
@@ -216,9 +236,9 @@ fn only_lane_2_changed(node: &Node, before: &[Option<u32>; 4]) -> Result<()> {
 /// The directory of the sockets can be read by nobody. What goes through the lanes goes on; guard and routes are kept in
 /// order as always; and both programs find back by themselves.
 pub fn sockets_unreadable() -> Result<()> {
-    in_four_served_lanes(&as_in_the_manifest(), |mesh| {
-        let node = mesh.node(1);
-        let served = node.tunnel_pid()?;
+    in_four_lanes(&as_in_the_manifest(), |mesh| {
+        let node = mesh.node(SERVED);
+        let before = (node.tunnel()?, identities(node)?);
         let traffic = mesh.traffic()?;
         node.netns.sh("chmod 0 /run/wireguard")?;
         for damage in ["nft delete table inet warren", "ip route flush table 5180"] {
@@ -237,7 +257,7 @@ pub fn sockets_unreadable() -> Result<()> {
         node.netns.sh("chmod 755 /run/wireguard")?;
         node.netns.sh("touch /run/wireguard/other.wanted")?;
         await_lanes(mesh, [4, 4])?;
-        ensure!(node.tunnel_pid()? == served, "the tunnels were started anew");
+        ensure!((node.tunnel()?, identities(node)?) == before, "the tunnels were started anew");
         let damage = traffic.stop()?;
         ensure!(damage.outage < wait::patient(REPAIR), "no answer for {:?}", damage.outage);
         talk(mesh.pod(1, 1), mesh.pod(2, 1))?;

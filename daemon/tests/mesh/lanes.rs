@@ -177,7 +177,7 @@ fn change_numbers(mesh: &Mesh, extra: &[&str]) -> Result<()> {
         mesh.node(node).stop_warrend()?;
         mesh.node(node).start_warrend(&lanes(number, extra))?;
         await_lanes(mesh, numbers)?;
-        pings.run_for(wait::patient(Duration::from_millis(300)));
+        pings.run_for(Duration::from_millis(300));
     }
     let (there, back) = (there.stop()?, back.stop()?);
     let damage = pings.stop()?;
@@ -214,11 +214,11 @@ pub fn blocked() -> Result<()> {
     })
 }
 
-/// So many lanes.
+/// So many lanes; that one has proven itself is seen at a look.
 pub fn lanes(number: u8, extra: &[&str]) -> WarrendOptions {
     let number = number.to_string();
     let extra = ["--lanes", &number].into_iter().chain(extra.iter().copied()).map(str::to_owned);
-    WarrendOptions { extra: extra.collect(), ..WarrendOptions::default() }
+    WarrendOptions { extra: extra.collect(), resync: Some("1s".into()), ..WarrendOptions::default() }
 }
 
 /// The others of four.

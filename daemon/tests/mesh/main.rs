@@ -68,7 +68,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a lane that a firewall blocks carries nothing until it is open", lanes::blocked),
     ("a lane whose port is taken is told, and the others carry traffic", lane_faults::port_taken),
     ("a lane whose name is taken is told, and is no reason to kill the others", lane_faults::name_taken),
-    ("all lanes come back after a restart of their container", lane_faults::container),
+    ("all lanes are there after a restart of their container", lane_faults::container),
     ("a lane that is killed comes back, and the others stay", lane_faults::killed),
     ("a lane that hangs is replaced, and the others stay", lane_faults::hung),
     ("guard and routes are kept in order while the sockets cannot be read", lane_faults::sockets_unreadable),

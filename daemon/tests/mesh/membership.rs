@@ -54,7 +54,7 @@ pub fn any_order_of_start() -> Result<()> {
                         attempts.push(warren_testkit::traffic::ping::Flood::start_unanswered(
                             &node.pods[0].netns,
                             *ip,
-                            Duration::from_millis(10),
+                            wait::patient(Duration::from_millis(10)),
                         )?);
                     }
                 }

@@ -8,23 +8,26 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use warren_testkit::lab::{Node, Rights, WarrendOptions};
+use warren_testkit::lab::{Backend, Node, Rights, WarrendOptions};
 use warren_testkit::wait;
 
 use crate::backends::await_problem;
 use crate::common::{in_lab, no_talk, talk, two_nodes};
+
+/// The node with this tunnel: it has a process unless all nodes' tunnels are the kernel's.
+const REFUSED: usize = 2;
 
 const SOCKET: &str = "/run/wireguard/warren-a0.sock";
 
 /// The node is not ready, says why, and tries again and again; nothing is in the clear. Once a tunnel takes its peers, it
 /// joins.
 pub fn changes() -> Result<()> {
+    Backend::of(REFUSED)?.needs_process()?;
     in_lab(two_nodes(), |mesh| {
-        let node = mesh.node(1);
-        node.needs_tunnel_process()?;
+        let node = mesh.node(REFUSED);
         node.netns.ip("tuntap add dev warren-a0 mode tun")?;
         let tunnel = Refusing::serve(node)?;
-        mesh.node(2).start_warrend(&WarrendOptions::default())?;
+        mesh.node(1).start_warrend(&WarrendOptions::default())?;
         node.start_warrend(&WarrendOptions { rights: Rights::Manifest, ..WarrendOptions::default() })?;
         await_problem(node, "did not answer as it should")?;
         let before = tunnel.refused();

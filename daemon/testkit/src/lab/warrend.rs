@@ -19,7 +19,7 @@ use crate::wait;
 pub struct WarrendOptions {
     /// `--enforcement`.
     pub enforcement: Enforcement,
-    /// `--resync`, as warrend takes it (`5s`); its own default when absent.
+    /// `--resync`, as warrend takes it (`5s`); its own default when absent, or [`RESYNC`].
     pub resync: Option<String>,
     /// `--cluster-cidrs`, `--node-cidrs` and, of a cluster, `--service-cidrs` with the lab's ranges.
     pub tell_cidrs: bool,
@@ -46,6 +46,10 @@ impl Default for WarrendOptions {
         }
     }
 }
+
+/// How often warrend looks in a lab without being told of a change. Its own default follows from what a look takes: on
+/// a slow machine that would be a minute, as in clusters of thousands of nodes.
+const RESYNC: &str = "5s";
 
 /// Who a daemon is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +129,8 @@ impl Node {
                 command.args(["--service-cidrs", real::SERVICE_CIDRS]);
             }
         }
-        if let Some(resync) = resync {
+        let slow = wait::patience() > 1.0;
+        if let Some(resync) = resync.as_deref().or(slow.then_some(RESYNC)) {
             command.args(["--resync", resync]);
         }
         command.args(extra);
