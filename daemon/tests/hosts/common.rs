@@ -62,6 +62,27 @@ impl Town {
         &self.lab.attacker
     }
 
+    /// Everything that guards, tunnels and the kernel say they dropped, for the report of a failure.
+    pub fn dropped(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for node in &self.lab.nodes {
+            let metrics = node.metrics().unwrap_or_default();
+            let drops =
+                metrics.lines().filter(|line| line.contains("_packets_total{") && !line.ends_with(" 0"));
+            let counters = node.netns.sh("nstat -asz").unwrap_or_default();
+            let kernel = counters.lines().filter(|line| {
+                let mut words = line.split_whitespace();
+                let name = words.next().unwrap_or_default();
+                let grew = words.next().is_some_and(|value| value != "0");
+                grew && ["Drop", "Error", "Discard", "Filter", "NoRoute", "Unreach"]
+                    .iter()
+                    .any(|what| name.contains(what))
+            });
+            found.extend(drops.chain(kernel).map(|line| format!("{}: {line}", node.name)));
+        }
+        found
+    }
+
     /// Starts warrend everywhere with these arguments besides, and waits for the mesh.
     pub fn start(&self, extra: &[&str]) -> Result<()> {
         self.lab.start_all(&options(extra))?;
@@ -165,13 +186,16 @@ pub fn floods(directions: &[(&Netns, IpAddr)]) -> Result<Vec<Flood>> {
     directions.iter().map(|(from, to)| Flood::start(from, *to, wait::patient(BEAT))).collect()
 }
 
-/// Ends floods; returns how many pings were sent and how many lost.
-pub fn lost(floods: Vec<Flood>) -> Result<(u32, u32)> {
-    let (mut sent, mut lost) = (0, 0);
+/// Ends floods; returns how many pings were sent, and which were lost on the way where.
+pub fn lost(floods: Vec<Flood>) -> Result<(u32, Vec<String>)> {
+    let (mut sent, mut lost) = (0, Vec::new());
     for flood in floods {
+        let what = flood.to_string();
         let answers = flood.stop()?;
         sent += answers.sent;
-        lost += answers.missing.len() as u32;
+        if !answers.missing.is_empty() {
+            lost.push(format!("{what}: {:?} of {}", answers.missing, answers.sent));
+        }
     }
     Ok((sent, lost))
 }
