@@ -62,27 +62,6 @@ impl Town {
         &self.lab.attacker
     }
 
-    /// Everything that guards, tunnels and the kernel say they dropped, for the report of a failure.
-    pub fn dropped(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        for node in &self.lab.nodes {
-            let metrics = node.metrics().unwrap_or_default();
-            let drops =
-                metrics.lines().filter(|line| line.contains("_packets_total{") && !line.ends_with(" 0"));
-            let counters = node.netns.sh("nstat -asz").unwrap_or_default();
-            let kernel = counters.lines().filter(|line| {
-                let mut words = line.split_whitespace();
-                let name = words.next().unwrap_or_default();
-                let grew = words.next().is_some_and(|value| value != "0");
-                grew && ["Drop", "Error", "Discard", "Filter", "NoRoute", "Unreach"]
-                    .iter()
-                    .any(|what| name.contains(what))
-            });
-            found.extend(drops.chain(kernel).map(|line| format!("{}: {line}", node.name)));
-        }
-        found
-    }
-
     /// Starts warrend everywhere with these arguments besides, and waits for the mesh.
     pub fn start(&self, extra: &[&str]) -> Result<()> {
         self.lab.start_all(&options(extra))?;

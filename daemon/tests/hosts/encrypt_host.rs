@@ -249,7 +249,7 @@ pub fn switching() -> Result<()> {
             town.await_up()?;
             std::thread::sleep(Duration::from_millis(300));
             let (sent, lost) = lost(pings)?;
-            ensure!(lost.is_empty(), "{what}: of {sent} pings were lost: {lost:#?}; {:#?}", town.dropped());
+            ensure!(lost.is_empty(), "{what}: of {sent} pings were lost: {lost:#?}");
             println!("{what}: none of {sent} pings lost");
             Ok(())
         };
