@@ -142,7 +142,8 @@ fn tunnel_counters() -> Result<()> {
     {
         ensure!(metrics.contains(&format!("\nwarren_tunnel_{series}\n")), "no {series}: {metrics}");
     }
-    let before = invalid_messages(&metrics)?;
+    let invalid = || node.metric("warren_tunnel_dropped_packets_total{reason=\"invalid_message\"}");
+    let before = invalid()?;
     let stranger = node.netns.run(|| UdpSocket::bind(("::", 0)))??;
     let port = warren_api::names::LISTEN_PORT;
     for _ in 0..3 {
@@ -150,16 +151,10 @@ fn tunnel_counters() -> Result<()> {
     }
     // What peers send to find out about the path may be among them.
     wait::until("what was dropped in the metrics", SOON, || {
-        let metrics = node.metrics()?;
-        ensure!(invalid_messages(&metrics)? >= before + 3, "{before} before: {metrics}");
+        let now = invalid()?;
+        ensure!(now >= before + 3, "{now}, and {before} before");
         Ok(())
     })
-}
-
-fn invalid_messages(metrics: &str) -> Result<u64> {
-    const SERIES: &str = "warren_tunnel_dropped_packets_total{reason=\"invalid_message\"} ";
-    let value = metrics.lines().find_map(|line| line.strip_prefix(SERIES));
-    Ok(value.with_context(|| format!("no invalid_message: {metrics}"))?.parse()?)
 }
 
 fn secrets_stay_secret() -> Result<()> {
