@@ -38,7 +38,7 @@ const EPOCH: u64 = 0;
 const COALESCE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
 
 /// After so long without an event, the next does not come one after the other.
-const CALM: Duration = Duration::from_secs(1);
+const CALM: Duration = Duration::from_millis(500);
 
 /// How long to wait before trying again what failed: first, and at most. Events do not shorten it, or a
 /// failing action that itself causes events would spin.

@@ -7,12 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use futures_util::Stream;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
 use http::{Method, Request};
 use k8s_openapi::api::events::v1::Event;
 use kube::Client;
-use kube::core::WatchEvent;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::timeout;
@@ -21,6 +19,7 @@ use tokio_util::io::SyncIoBridge;
 use warren_api::annotations::NOT_READY;
 use warren_api::node::{Metadata, Node, Partial};
 
+use super::events::Events;
 use super::list::{Page, read_list};
 
 const NODES: &str = "/api/v1/nodes";
@@ -114,19 +113,15 @@ impl Api {
 
     /// What happens to Nodes after `version`, as far as their metadata tells, through a `client` of the caller's
     /// runtime. It ends after `seconds`.
-    pub async fn watch(
-        &self,
-        client: &Client,
-        version: &str,
-        seconds: u64,
-    ) -> anyhow::Result<impl Stream<Item = kube::Result<WatchEvent<Partial>>> + use<>> {
+    pub async fn watch(&self, client: &Client, version: &str, seconds: u64) -> anyhow::Result<Events> {
         self.requests.watch.fetch_add(1, Ordering::Relaxed);
         let path = format!(
             "{NODES}?watch=1&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={seconds}"
         );
         let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-        let request = Request::get(path).header(ACCEPT, accept).body(Vec::new())?;
-        in_time(client.request_events(request)).await
+        // Kubernetes 1.37 compresses each event of a watch by itself, of which only the first would be read.
+        let request = Request::get(path).header(ACCEPT, accept).header(ACCEPT_ENCODING, "identity");
+        Ok(Events::new(in_time(client.request_stream(request.body(Vec::new())?)).await?))
     }
 
     /// One Node, at least as new as `version`; `None` if there is none.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use futures_util::FutureExt as _;
 use kube::core::WatchEvent;
 use kube::{Client, Config};
 use rand_core::{OsRng, RngCore as _};
@@ -24,6 +24,7 @@ use tokio::task::JoinError;
 use tokio::time::{sleep, sleep_until, timeout};
 use warren_api::node::Partial;
 
+use super::events::Events;
 use super::{Shared, api, backoff};
 
 /// How long a watch lasts, in seconds: as long as client-go's, random so that 5,000 nodes do not come back at once.
@@ -171,9 +172,8 @@ async fn relist(shared: &Arc<Shared>, why: &str) -> anyhow::Result<()> {
 async fn watch(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<End> {
     let version = shared.with(|store| store.version().to_owned());
     let seconds = WATCH.start + OsRng.next_u64() % (WATCH.end - WATCH.start);
-    let events = shared.api.watch(client, &version, seconds).await?;
+    let mut events = shared.api.watch(client, &version, seconds).await?;
     shared.in_contact();
-    let mut events = std::pin::pin!(events);
     loop {
         let Ok(first) = timeout(shared.silence, events.next()).await else { return Ok(End::Silent) };
         let mut next = Some(first);
@@ -188,13 +188,13 @@ async fn watch(shared: &Arc<Shared>, client: &Client) -> anyhow::Result<End> {
     }
 }
 
-/// The next item, if it is there. The task that reads the connection hands over one at a time, and has to have its
+/// The next event, if it is there. The task that reads the connection hands over a piece at a time, and has to have its
 /// turn before it is clear that there is none.
-async fn what_has_come<S: Stream + Unpin>(stream: &mut S) -> Option<Option<S::Item>> {
+async fn what_has_come(events: &mut Events) -> Option<Option<kube::Result<WatchEvent<Partial>>>> {
     const TURNS: u32 = 3;
     for _ in 0..TURNS {
-        if let Some(item) = stream.next().now_or_never() {
-            return Some(item);
+        if let Some(event) = events.next().now_or_never() {
+            return Some(event);
         }
         tokio::task::yield_now().await;
     }

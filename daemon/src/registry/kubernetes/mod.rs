@@ -11,6 +11,7 @@
 //! of them decides who is believed: that is `warren-core`'s.
 
 mod api;
+mod events;
 mod feed;
 mod herald;
 mod list;

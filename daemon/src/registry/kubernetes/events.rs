@@ -1,0 +1,158 @@
+//! What a watch says, event by event (Kubernetes API concepts, "Efficient detection of changes": one JSON object a line).
+//!
+//! Not by kube's own reader: nearly all events are heartbeats that change nothing for Warren, hundreds a second of 4 KB
+//! each, and it copies each line twice before it is read. Here a line is read where it lies.
+
+use std::io;
+use std::pin::Pin;
+
+use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
+use kube::core::{Status, WatchEvent};
+use warren_api::node::Partial;
+
+/// The longest line that is taken, in bytes. etcd refuses objects of more than 1.5 MiB.
+const LONGEST: usize = 16 << 20;
+
+/// The events of one watch.
+pub struct Events {
+    body: Pin<Box<dyn AsyncBufRead + Send>>,
+    /// What has come of a line whose end has not.
+    begun: Vec<u8>,
+}
+
+impl Events {
+    /// From the body of the server's answer.
+    pub fn new(body: impl AsyncBufRead + Send + 'static) -> Self {
+        Self { body: Box::pin(body), begun: Vec::new() }
+    }
+
+    /// The next event; `None` once the watch has ended, also in the middle of a line: it can go on where it was. May be
+    /// dropped before it is done, and asked for again.
+    ///
+    /// # Errors
+    /// What the server says instead, or that it cannot be read.
+    pub async fn next(&mut self) -> Option<kube::Result<WatchEvent<Partial>>> {
+        loop {
+            let came = match self.body.fill_buf().await {
+                Ok([]) => return None,
+                Ok(came) => came,
+                Err(error) if is_end(&error) => return None,
+                Err(error) => return Some(Err(kube::Error::ReadEvents(error))),
+            };
+            let Some(end) = memchr::memchr(b'\n', came) else {
+                if self.begun.len() + came.len() > LONGEST {
+                    let error = io::Error::other(format!("an event is longer than {} MiB", LONGEST >> 20));
+                    return Some(Err(kube::Error::ReadEvents(error)));
+                }
+                self.begun.extend_from_slice(came);
+                let len = came.len();
+                self.body.consume_unpin(len);
+                continue;
+            };
+            let event = if self.begun.is_empty() {
+                read(&came[..end])
+            } else {
+                self.begun.extend_from_slice(&came[..end]);
+                let event = read(&self.begun);
+                self.begun.clear();
+                event
+            };
+            self.body.consume_unpin(end + 1);
+            return Some(event);
+        }
+    }
+}
+
+fn read(line: &[u8]) -> kube::Result<WatchEvent<Partial>> {
+    serde_json::from_slice(line).map_err(|error| match serde_json::from_slice::<Status>(line) {
+        Ok(status) => kube::Error::Api(Box::new(status)),
+        Err(_) => kube::Error::SerdeError(error),
+    })
+}
+
+/// Whether the connection ended in the middle of an answer, as where a server or what is before it ends. hyper tells that
+/// of a chunked body by its words alone.
+fn is_end(error: &io::Error) -> bool {
+    let mut causes =
+        std::iter::successors(error.get_ref().map(|error| error as &dyn std::error::Error), |e| e.source());
+    error.kind() == io::ErrorKind::UnexpectedEof
+        || causes.any(|cause| {
+            let eof = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+            cause.downcast_ref().is_some_and(eof) || cause.to_string().contains("unexpected EOF during chunk")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+    use super::*;
+
+    /// Reads all events of a body that comes in these pieces, each told by the version or the error.
+    async fn read_all(pieces: Vec<io::Result<Vec<u8>>>) -> Vec<String> {
+        let body = stream::iter(pieces).then(async |piece| {
+            tokio::task::yield_now().await;
+            piece
+        });
+        let mut events = Events::new(Box::pin(body).into_async_read());
+        let mut told = Vec::new();
+        loop {
+            // Dropped half done and asked again, as whoever reads only what has come does.
+            let next = loop {
+                if let Some(next) = futures_util::FutureExt::now_or_never(events.next()) {
+                    break next;
+                }
+                tokio::task::yield_now().await;
+            };
+            told.push(match next {
+                None => return told,
+                Some(Ok(WatchEvent::Modified(Partial { metadata }))) => metadata.resource_version,
+                Some(Ok(event)) => format!("{event:?}"),
+                Some(Err(error)) => {
+                    told.push(error.to_string());
+                    return told;
+                }
+            });
+        }
+    }
+
+    fn event(version: u32) -> String {
+        format!(
+            r#"{{"type":"MODIFIED","object":{{"metadata":{{"name":"é","resourceVersion":"{version}"}}}}}}"#
+        ) + "\n"
+    }
+
+    #[tokio::test]
+    async fn events_come_whole_however_the_body_is_cut() {
+        let body: Vec<u8> = (1..=5).map(event).collect::<String>().into_bytes();
+        for len in 1..=body.len() {
+            let pieces = body.chunks(len).map(|piece| Ok(piece.to_vec())).collect();
+            assert_eq!(read_all(pieces).await, ["1", "2", "3", "4", "5"], "in pieces of {len}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_in_the_middle_of_a_line_as_at_its_end() {
+        let half = event(2)[..20].as_bytes().to_vec();
+        assert_eq!(read_all(vec![Ok(event(1).into_bytes()), Ok(half.clone())]).await, ["1"]);
+        let cut = io::Error::other(io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert_eq!(read_all(vec![Ok(event(1).into_bytes()), Ok(half), Err(cut)]).await, ["1"]);
+        let told =
+            read_all(vec![Ok(event(1).into_bytes()), Err(io::ErrorKind::ConnectionReset.into())]).await;
+        assert_eq!(told[0], "1");
+        assert!(told[1].contains("connection reset"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_event_is_told() {
+        let status =
+            r#"{"kind":"Status","status":"Failure","message":"too old","reason":"Expired","code":410}"#;
+        let told = read_all(vec![Ok(format!("{status}\n").into_bytes())]).await;
+        assert!(told[0].starts_with("ApiError: too old: Expired"), "{told:?}");
+        let told = read_all(vec![Ok(b"\xff\n".to_vec())]).await;
+        assert!(told[0].contains("line 1"), "{told:?}");
+        let endless = (0..=LONGEST >> 20).map(|_| Ok(vec![b' '; 1 << 20])).collect();
+        let told = read_all(endless).await;
+        assert!(told[0].contains("longer than 16 MiB"), "{told:?}");
+    }
+}
