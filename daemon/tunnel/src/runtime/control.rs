@@ -73,12 +73,13 @@ fn set(shared: &Shared, request: &str) -> Result<(), Refusal> {
     } else {
         Some(now.moved(shared.lanes(), port, mark)?)
     };
+    // First, so that what the device begins as it is told now leaves by these.
+    if let Some(sockets) = moved {
+        shared.set_sockets(sockets);
+    }
     // Only this thread configures, so what was checked still holds.
     shared.device.apply(&update, Instant::now())?;
-    match moved {
-        Some(sockets) => shared.set_sockets(sockets),
-        None => shared.wake(),
-    }
+    shared.wake();
     tracing::debug!(?update, "configured");
     Ok(())
 }

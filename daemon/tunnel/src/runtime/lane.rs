@@ -92,6 +92,13 @@ impl Shared {
         self.wake();
     }
 
+    /// Sends a batch by the newest sockets, also while the lane still holds others, which it does until it is woken. A
+    /// handshake that left by the port of before would be answered there, and nobody would be listening.
+    fn send(&self, held: &Held, sender: &mut Sender, batch: &mut Datagrams) {
+        let newer = (!held.is_newest(self)).then(|| self.sockets());
+        sender.send(newer.as_ref().unwrap_or(&held.sockets), batch, &self.counters);
+    }
+
     /// Counts of packets that were lost, or of those that went another way than the usual, by name.
     pub fn counts(&self, lost: bool) -> impl Iterator<Item = Count> {
         self.device.drops().counts(lost).chain(self.counters.counts(lost))
@@ -127,8 +134,7 @@ pub struct Lane {
     number: usize,
     shared: Arc<Shared>,
     interface: Interface,
-    sockets: Arc<Sockets>,
-    generation: u64,
+    held: Held,
     receiver: Receiver,
     sender: Sender,
     datagrams: Datagrams,
@@ -138,14 +144,29 @@ pub struct Lane {
     round_over: bool,
 }
 
-impl Lane {
-    fn new(number: usize, shared: Arc<Shared>, queue: Queue) -> Self {
+/// The sockets that a lane reads, and their number.
+struct Held {
+    generation: u64,
+    sockets: Arc<Sockets>,
+}
+
+impl Held {
+    fn newest(shared: &Shared) -> Self {
         // In this order: sockets newer than the generation are looked at again, older ones would stay.
         let generation = shared.generation.load(Ordering::Acquire);
+        Self { generation, sockets: shared.sockets() }
+    }
+
+    fn is_newest(&self, shared: &Shared) -> bool {
+        self.generation == shared.generation.load(Ordering::Acquire)
+    }
+}
+
+impl Lane {
+    fn new(number: usize, shared: Arc<Shared>, queue: Queue) -> Self {
         Self {
             number,
-            sockets: shared.sockets(),
-            generation,
+            held: Held::newest(&shared),
             shared,
             interface: Interface::new(queue),
             receiver: Receiver::new(),
@@ -196,7 +217,7 @@ impl Lane {
             PollTimeout::try_from(left.as_micros().div_ceil(1000) as i32).unwrap_or(PollTimeout::ZERO);
         let mut fds = [
             PollFd::new(self.shared.wakers[self.number].as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.sockets.lane(self.number).as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.held.sockets.lane(self.number).as_fd(), PollFlags::POLLIN),
             PollFd::new(self.interface.as_fd(), PollFlags::POLLIN),
         ];
         match poll(&mut fds, timeout) {
@@ -212,8 +233,7 @@ impl Lane {
         // First the event, then what it stands for: a later change makes a later event.
         let _ = self.shared.wakers[self.number].read();
         self.next_tick = Instant::now();
-        let generation = self.shared.generation.load(Ordering::Acquire);
-        if generation == self.generation {
+        if self.held.is_newest(&self.shared) {
             return;
         }
         // What the old socket has received is not lost.
@@ -222,13 +242,12 @@ impl Lane {
                 break;
             }
         }
-        self.generation = generation;
-        self.sockets = self.shared.sockets();
+        self.held = Held::newest(&self.shared);
     }
 
     /// One batch from the network to the TUN. Returns how many datagrams there were.
     fn decrypt_batch(&mut self) -> io::Result<usize> {
-        let received = match self.receiver.receive(self.sockets.lane(self.number)) {
+        let received = match self.receiver.receive(self.held.sockets.lane(self.number)) {
             Ok(received) => received,
             Err(error) => {
                 // An ICMP message about something we sent; reading it has cleared it.
@@ -236,7 +255,7 @@ impl Lane {
                 return Ok(0);
             }
         };
-        let Self { number, shared, interface, sockets, receiver, sender, datagrams, packets, .. } = self;
+        let Self { number, shared, interface, held, receiver, sender, datagrams, packets, .. } = self;
         let lane = shared.device.lane(*number, Clock::system());
         for run in receiver.runs(&shared.counters) {
             for datagram in run.datagrams() {
@@ -244,7 +263,7 @@ impl Lane {
                     interface.write(packets, &shared.counters)?;
                 }
                 if !datagrams.has_room() {
-                    sender.send(sockets, datagrams, &shared.counters);
+                    shared.send(held, sender, datagrams);
                 }
                 lane.datagram(run.path, datagram, datagrams, packets);
             }
@@ -254,13 +273,13 @@ impl Lane {
         }
         drop(lane);
         interface.write(packets, &shared.counters)?;
-        sender.send(sockets, datagrams, &shared.counters);
+        shared.send(held, sender, datagrams);
         Ok(received)
     }
 
     /// One batch from the TUN to the network.
     fn encrypt_batch(&mut self) -> io::Result<()> {
-        let Self { number, shared, interface, sockets, sender, datagrams, .. } = self;
+        let Self { number, shared, interface, held, sender, datagrams, .. } = self;
         let lane = shared.device.lane(*number, Clock::system());
         let (mut reads, mut sent) = (0, 0);
         while reads < BATCH && sent < TURN {
@@ -272,7 +291,7 @@ impl Lane {
                 Some(Ok(mut segments)) => {
                     while !segments.is_empty() {
                         if !datagrams.has_room() {
-                            sender.send(sockets, datagrams, &shared.counters);
+                            shared.send(held, sender, datagrams);
                         }
                         lane.packets(&mut segments, datagrams);
                     }
@@ -280,11 +299,11 @@ impl Lane {
             }
             if datagrams.len() >= ENOUGH {
                 sent += datagrams.len();
-                sender.send(sockets, datagrams, &shared.counters);
+                shared.send(held, sender, datagrams);
             }
         }
         drop(lane);
-        sender.send(sockets, datagrams, &shared.counters);
+        shared.send(held, sender, datagrams);
         Ok(())
     }
 
@@ -295,10 +314,10 @@ impl Lane {
         {
             self.shared.device.set_mtu(mtu);
         }
-        let Self { shared, sockets, sender, datagrams, number, .. } = self;
-        let flush = |full: &mut Datagrams| sender.send(sockets, full, &shared.counters);
+        let Self { shared, held, sender, datagrams, number, .. } = self;
+        let flush = |full: &mut Datagrams| shared.send(held, sender, full);
         self.round_over = shared.device.tick(*number, clock, datagrams, flush);
-        sender.send(sockets, datagrams, &shared.counters);
+        shared.send(held, sender, datagrams);
         // From now on: what was done has taken time.
         self.next_tick = Instant::now() + if self.round_over { TICK } else { PAUSE };
     }
@@ -319,3 +338,7 @@ impl Drop for EndSignal<'_> {
         let _ = self.0.ended.write(1);
     }
 }
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;

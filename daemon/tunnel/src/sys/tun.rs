@@ -112,6 +112,12 @@ impl Queue {
         Ok(queues)
     }
 
+    /// A queue of no interface, for tests of what is around it.
+    #[cfg(test)]
+    pub fn fake(file: File) -> Self {
+        Self { file, home: None, offloads: Offloads::default() }
+    }
+
     fn attach(name: &str, flags: c_int) -> io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
