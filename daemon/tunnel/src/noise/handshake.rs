@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 use snow::params::NoiseParams;
 use snow::{Builder, HandshakeState};
 use x25519_dalek::{PublicKey, SharedSecret, StaticSecret};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::Error;
 use super::message::{Handshake as _, INITIATION, Initiation, RESPONSE, Response};
@@ -215,8 +215,11 @@ fn split(state: &mut HandshakeState) -> Result<(Key, Key), Error> {
     if !state.is_handshake_finished() {
         return Err(Error::Handshake);
     }
-    let (there, back) = state.dangerously_get_raw_split();
-    Ok((Zeroizing::new(there), Zeroizing::new(back)))
+    let (mut there, mut back) = state.dangerously_get_raw_split();
+    let keys = (Zeroizing::new(there), Zeroizing::new(back));
+    there.zeroize();
+    back.zeroize();
+    Ok(keys)
 }
 
 /// What exactly is wrong with a handshake is nobody's business.

@@ -85,6 +85,15 @@ fn each_answer_has_keys_of_its_own() {
     assert!(fit(&of_a, &used));
 }
 
+/// A session is behind a lock, and whichever thread has it uses its parts.
+#[test]
+fn parts_go_from_thread_to_thread() {
+    fn sent<T: Send>() {}
+    sent::<(LocalKey, PeerKey, Initiator, Responder, Keys, Transport, Stamper)>();
+    fn shared<T: Sync>() {}
+    shared::<Checker>();
+}
+
 /// An initiator whose key makes every shared secret zero would be anybody.
 #[test]
 fn weak_keys_are_nobodys() {

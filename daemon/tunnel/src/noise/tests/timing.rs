@@ -3,8 +3,10 @@
 //! `cargo test --release -p warren-tunnel --lib noise -- --ignored --nocapture`
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
+use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 
 use super::*;
@@ -15,11 +17,18 @@ const ROUNDS: usize = 200;
 /// Packets in a round: as many as a lane takes at once, so that they lie in the cache as they would there.
 const BATCH: usize = 64;
 
-/// Two `Tunn`s with keys for each other.
-fn tunns() -> (Tunn, Tunn) {
+/// Two `Tunn`s that know each other, and never ask for a cookie.
+fn strange_tunns() -> (Tunn, Tunn) {
     let (a, b) = (secret(), secret());
-    let mut one = Tunn::new(a.clone(), (&b).into(), None, None, 1, None);
-    let mut other = Tunn::new(b, (&a).into(), None, None, 2, None);
+    let limiter = |secret: &StaticSecret| Some(Arc::new(RateLimiter::new(&secret.into(), u64::MAX)));
+    let one = Tunn::new(a.clone(), (&b).into(), None, None, 1, limiter(&a));
+    let other = Tunn::new(b.clone(), (&a).into(), None, None, 2, limiter(&b));
+    (one, other)
+}
+
+/// Two that have keys for each other, too.
+fn tunns() -> (Tunn, Tunn) {
+    let (mut one, mut other) = strange_tunns();
     let (mut there, mut back) = ([0; 256], [0; 256]);
     let TunnResult::WriteToNetwork(initiation) = one.format_handshake_initiation(&mut there, true) else {
         panic!()
@@ -51,9 +60,10 @@ impl Times {
         result
     }
 
-    fn tell(mut self, name: &str) {
+    /// Tells the time of one of `parts` of a round.
+    fn tell(mut self, name: &str, parts: usize) {
         self.0.sort();
-        let each = |round: Duration| round.as_nanos() as f64 / BATCH as f64;
+        let each = |round: Duration| round.as_nanos() as f64 / parts as f64;
         println!("{name:24} {:7.1} ns (best {:7.1})", each(self.0[ROUNDS / 2]), each(self.0[0]));
     }
 }
@@ -106,10 +116,51 @@ fn timing() {
             }
         });
     }
-    encapsulate.tell("Tunn::encapsulate");
-    seal_from.tell("Transport::seal_from");
-    seal.tell("Transport::seal");
-    decapsulate.tell("Tunn::decapsulate");
-    open_into.tell("Transport::open_into");
-    open.tell("Transport::open");
+    encapsulate.tell("Tunn::encapsulate", BATCH);
+    seal_from.tell("Transport::seal_from", BATCH);
+    seal.tell("Transport::seal", BATCH);
+    decapsulate.tell("Tunn::decapsulate", BATCH);
+    open_into.tell("Transport::open_into", BATCH);
+    open.tell("Transport::open", BATCH);
+}
+
+#[test]
+#[ignore = "prints times, asserts none"]
+fn timing_of_handshakes() {
+    let (mut tunn, mut other_tunn) = strange_tunns();
+    let (mut a, mut b) = ends([0; 32]);
+    let (mut there, mut back) = ([0; 256], [0; 256]);
+    let [mut tunn_initiates, mut tunn_answers, mut tunn_finishes] = [const { Times(Vec::new()) }; 3];
+    let [mut initiates, mut answers, mut finishes] = [const { Times(Vec::new()) }; 3];
+    for _ in 0..ROUNDS {
+        let result = tunn_initiates.take(|| tunn.format_handshake_initiation(&mut there, true));
+        let TunnResult::WriteToNetwork(initiation) = result else { panic!() };
+        let result = tunn_answers.take(|| other_tunn.decapsulate(None, initiation, &mut back));
+        let TunnResult::WriteToNetwork(response) = result else { panic!() };
+        tunn_finishes.take(|| {
+            assert!(matches!(tunn.decapsulate(None, response, &mut there), TunnResult::WriteToNetwork(_)))
+        });
+        let (mut initiator, initiation) = initiates.take(|| a.initiate(1, time(1)));
+        let (response, of_b) = answers.take(|| {
+            let (response, keys) = b.answer(&initiation, 2);
+            (response, Transport::new(&keys))
+        });
+        let of_a = finishes.take(|| {
+            assert!(a.checker.is_mac1_right(&as_response(&response)));
+            Transport::new(&initiator.finish(&as_response(&response)).unwrap())
+        });
+        black_box((of_a, of_b));
+    }
+    tunn_initiates.tell("Tunn initiates", 1);
+    initiates.tell("End initiates", 1);
+    tunn_answers.tell("Tunn answers", 1);
+    answers.tell("End answers", 1);
+    tunn_finishes.tell("Tunn finishes", 1);
+    finishes.tell("End finishes", 1);
+    println!(
+        "Transport {} bytes, Stamper {}, pending handshake {}",
+        size_of::<Transport>(),
+        size_of::<Stamper>(),
+        size_of::<snow::HandshakeState>()
+    );
 }
