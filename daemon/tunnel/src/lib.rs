@@ -7,6 +7,7 @@
 //! * [`offload`]: many segments in one piece: splitting them before, coalescing them after. Pure.
 //! * [`runtime`]: the device joined to a TUN interface, UDP sockets and a configuration socket; what the
 //!   program `warren-tunnel` runs.
+//! * [`aead`]: what encrypts the packets, and how to choose it.
 //! * [`daemon`]: going into the background. [`demand`]: serving only while somebody wants it.
 
 pub mod daemon;
@@ -21,3 +22,5 @@ pub mod offload;
 pub mod runtime;
 mod sys;
 pub mod uapi;
+
+pub use noise::aead;

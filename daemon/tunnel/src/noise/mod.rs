@@ -11,13 +11,16 @@
 //! * [`handshake`]: the two roles of Noise_IKpsk2 by the crate `snow` (5.4.2 to 5.4.5), which gets its primitives from
 //!   [`primitives`]; the initiation's time from [`timestamp`].
 //! * [`mac`]: what shows before any Diffie-Hellman that a handshake message is worth one (5.4.4, 5.4.7).
-//! * [`transport`]: sealing and opening packets where they lie (5.4.6), with the window against replays of [`replay`].
+//! * [`transport`]: sealing and opening packets where they lie (5.4.6), with the window against replays of [`replay`], and
+//!   with the AEAD of [`aead`].
 //!
 //! A [`transport::Transport`] belongs to one lane at a time, so it has no locks: sealing and opening are `&mut self`.
 //!
 //! **Secrets.** None is in a `Debug`. Those in types of this module are overwritten when they are dropped. Two are out of
-//! our reach: `ring` keeps the transport keys, and `snow` a handshake's chaining key until its memory is used again.
+//! our reach: `ring`, if it is the engine, keeps the transport keys, and `snow` a handshake's chaining key until its memory is
+//! used again.
 
+pub mod aead;
 pub mod handshake;
 pub mod mac;
 pub mod message;

@@ -17,10 +17,15 @@ use super::handshake::{LocalKey, PeerKey};
 use super::message::TAG;
 
 /// A nonce's first four bytes are zero.
-pub(super) fn nonce(counter: u64) -> Nonce {
+pub(super) fn nonce_bytes(counter: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
     nonce[4..].copy_from_slice(&counter.to_le_bytes());
-    Nonce::assume_unique_for_key(nonce)
+    nonce
+}
+
+/// A nonce for `ring`.
+pub(super) fn nonce(counter: u64) -> Nonce {
+    Nonce::assume_unique_for_key(nonce_bytes(counter))
 }
 
 /// A key for `ring`, which keeps a copy that it does not overwrite.

@@ -9,12 +9,10 @@
 
 use std::fmt;
 
-use ring::aead::{Aad, LessSafeKey, Tag};
-
 use super::Error;
+use super::aead::Key;
 use super::handshake::Keys;
 use super::message::{DATA_HEADER, DATA_OVERHEAD, Data, TAG};
-use super::primitives::{aead_key, nonce};
 use super::replay::{WINDOW, Window};
 
 /// After so many messages, new keys are to be asked for (whitepaper section 6.1).
@@ -24,8 +22,8 @@ pub const REJECT_AFTER_MESSAGES: u64 = u64::MAX - WINDOW;
 
 /// See the module's text.
 pub struct Transport {
-    sending: LessSafeKey,
-    receiving: LessSafeKey,
+    sending: Key,
+    receiving: Key,
     local_index: u32,
     peer_index: u32,
     /// The counter of the next message.
@@ -37,8 +35,8 @@ impl Transport {
     /// The session under these keys, of which nothing was used.
     pub fn new(keys: &Keys) -> Self {
         Self {
-            sending: aead_key(&keys.sending),
-            receiving: aead_key(&keys.receiving),
+            sending: Key::new(&keys.sending),
+            receiving: Key::new(&keys.receiving),
             local_index: keys.local_index,
             peer_index: keys.peer_index,
             next: 0,
@@ -71,14 +69,12 @@ impl Transport {
         }
         let counter = self.next;
         self.next += 1;
-        let sealed = self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), text);
-        // `ring` only refuses texts beyond 256 GiB.
-        tag.copy_from_slice(sealed.map_err(|_| Error::NoRoom)?.as_ref());
+        *tag = self.sending.seal(counter, text)?;
         *header = Data::header(self.peer_index, counter);
         Ok(end)
     }
 
-    /// Seals a packet that lies elsewhere into `out`. It is copied first: `ring` encrypts in place only.
+    /// Seals a packet that lies elsewhere into `out`. It is copied first: the AEAD encrypts in place only.
     ///
     /// # Errors
     /// Those of [`seal`](Self::seal).
@@ -96,8 +92,8 @@ impl Transport {
     pub fn open<'a>(&mut self, datagram: &'a mut [u8]) -> Result<&'a mut [u8], Error> {
         let counter = self.counter(&Data::parse(datagram).ok_or(Error::Data)?)?;
         let sealed = &mut datagram[DATA_HEADER..];
-        let packet = self.receiving.open_in_place(nonce(counter), Aad::empty(), sealed);
-        let packet = packet.map_err(|_| Error::Data)?;
+        let (packet, tag) = sealed.split_last_chunk_mut::<TAG>().ok_or(Error::Data)?;
+        self.receiving.open(counter, packet, tag)?;
         self.received.note(counter);
         Ok(packet)
     }
@@ -111,11 +107,9 @@ impl Transport {
         let (text, tag) = data.sealed().split_last_chunk::<TAG>().ok_or(Error::Data)?;
         let out = out.get_mut(..text.len()).ok_or(Error::NoRoom)?;
         out.copy_from_slice(text);
-        let tag = Tag::from(*tag);
-        let packet = self.receiving.open_in_place_separate_tag(nonce(counter), Aad::empty(), tag, out, 0..);
-        let packet = packet.map_err(|_| Error::Data)?;
+        self.receiving.open(counter, out, tag)?;
         self.received.note(counter);
-        Ok(packet)
+        Ok(out)
     }
 
     /// The counter of a message, if it may be taken.
@@ -256,8 +250,8 @@ mod tests {
         // Not even an authentic one is taken beyond.
         let mut beyond = vec![0; DATA_OVERHEAD];
         beyond[..DATA_HEADER].copy_from_slice(&Data::header(8, REJECT_AFTER_MESSAGES));
-        let tag = a.sending.seal_in_place_separate_tag(nonce(REJECT_AFTER_MESSAGES), Aad::empty(), &mut []);
-        beyond[DATA_HEADER..].copy_from_slice(tag.unwrap().as_ref());
+        let tag = a.sending.seal(REJECT_AFTER_MESSAGES, &mut []).unwrap();
+        beyond[DATA_HEADER..].copy_from_slice(&tag);
         assert_eq!(opened(&mut b, &beyond), Err(Error::WornOut));
     }
 
