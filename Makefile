@@ -17,6 +17,13 @@ BENCH_TOOLS := ip:iproute2 iperf3:iperf3 ping:iputils-ping wg:wireguard-tools
 TEST_TOOLS := $(DEMO_TOOLS) iptables-nft:iptables wireguard-go:wireguard-go od:coreutils ethtool:ethtool promtool:prometheus \
 	time:time setpriv:util-linux unshare:util-linux ncat:ncat ss:iproute2 iptables:iptables ping6:iputils-ping
 
+# library:package of what makes tunnels faster where the processor has AVX-512, and is for no other architecture. It may be
+# missing, but for its tests, which compare its header, too.
+ifeq ($(shell uname -m),x86_64)
+FASTER := libIPSec_MB.so.1:libipsec-mb1
+TEST_TOOLS += /usr/include/intel-ipsec-mb.h:libipsec-mb-dev
+endif
+
 # Slow to build, so kept outside the checkout, in a folder that says which version it is.
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/warren/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
@@ -39,6 +46,7 @@ TEST_KERNEL := daemon/testkit/bin/test-kernel.sh
 .PHONY: demo bench test test-kubernetes test-kernel lint check image sbom manifest-tools tools
 
 demo: TOOLS := $(DEMO_TOOLS)
+demo: LIBRARIES := $(FASTER)
 demo: tools
 	@$(if $(findstring kubernetes,$(ARGS)),$(KUBE_APISERVER))
 	$(CARGO) build --release -p warrend -p warren-tunnel -p warren-perf
@@ -46,6 +54,7 @@ demo: tools
 
 # The report is made whether the targets are met or not; make fails if they are not.
 bench: TOOLS := $(BENCH_TOOLS)
+bench: LIBRARIES := $(FASTER)
 bench: tools
 	$(CARGO) build --release -p warren-tunnel -p warren-perf
 	@mkdir -p $(RUN)
@@ -59,6 +68,7 @@ bench: tools
 # The scenarios start the programs, so these are built first. Each scenario binary enters namespaces of its
 # own, as root or in a user namespace; where it may not, it fails and says what it lacks.
 test: TOOLS := $(TEST_TOOLS)
+test: LIBRARIES := $(FASTER)
 test: tools manifest-tools
 	@$(KUBE_APISERVER)
 	@$(NETNS_SCRIPT)
@@ -69,11 +79,13 @@ test: tools manifest-tools
 
 # ARGS may name suites: make test-kernel ARGS='mesh attacks'.
 test-kernel: TOOLS := $(TEST_TOOLS)
+test-kernel: LIBRARIES := $(FASTER)
 test-kernel: tools
 	$(CARGO) build --workspace --bins
 	CARGO='$(CARGO)' $(TEST_KERNEL) $(ARGS)
 
 test-kubernetes: TOOLS := $(DEMO_TOOLS) setpriv:util-linux
+test-kubernetes: LIBRARIES := $(FASTER)
 test-kubernetes: tools manifest-tools
 	@$(KUBE_APISERVER)
 	$(CARGO) build --workspace --bins
@@ -116,11 +128,19 @@ $(CARGO_SBOM):
 $(CARGO_DENY):
 	$(CARGO) install --locked --version $(CARGO_DENY_VERSION) --root $(patsubst %/bin/,%,$(dir $@)) cargo-deny
 
-# Installs what is missing of TOOLS, as root; otherwise names it.
+# Installs what is missing of TOOLS, and if it is to be had of LIBRARIES, as root; otherwise names it.
 tools:
+	@for library in $(LIBRARIES); do \
+		! PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -qF "$${library%%:*}" || continue; \
+		package=$${library##*:}; \
+		if [ "$$(id -u)" -ne 0 ]; then echo "tunnels may be slower; as root: apt-get install $$package" >&2; continue; fi; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends $$package; } || \
+			echo "$$package cannot be had here; tunnels may be slower" >&2; \
+	done
 	@missing=''; \
 	for tool in $(TOOLS); do \
-		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${tool%%:*}" >/dev/null || missing="$$missing $${tool##*:}"; \
+		[ -e "$${tool%%:*}" ] || PATH="$$PATH:/usr/sbin:/sbin" command -v "$${tool%%:*}" >/dev/null || \
+			missing="$$missing $${tool##*:}"; \
 	done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" -ne 0 ]; then echo "missing; as root: apt-get install$$missing" >&2; exit 1; fi; \

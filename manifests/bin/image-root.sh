@@ -1,6 +1,7 @@
 #!/bin/sh
 # Collects programs, the libraries they are linked to, and little else in a folder that becomes an image's root.
-# Runs in the Containerfile, on Debian: image-root.sh FOLDER PROGRAM…
+# Runs in the Containerfile, on Debian: image-root.sh FOLDER PROGRAM… LIBRARY…
+# A library, for programs that open it themselves, is named by its whole path, and stays there.
 set -eu
 umask 022
 root=$1
@@ -23,8 +24,12 @@ packages='netbase base-files'
 owner() { dpkg-query -S "$1" 2>/dev/null || dpkg-query -S "${1#/usr}" 2>/dev/null || dpkg-query -S "/usr$1"; }
 
 for program; do
-    path=$(command -v "$program")
-    cp -L "$path" "$root/usr/bin/"
+    case $program in
+    /*.so.*) path=$program folder=$(dirname "$program") ;;
+    *) path=$(command -v "$program") folder=/usr/bin ;;
+    esac
+    mkdir -p "$root$folder"
+    cp -L "$path" "$root$folder/"
     ! name=$(owner "$path") || packages="$packages ${name%%:*}"
     # Lines are "libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)" or "/lib64/ld-linux-x86-64.so.2 (0x…)".
     for library in $(ldd "$path" | sed -n 's|^[^/]*\(/[^ ]*\) (0x.*|\1|p'); do

@@ -1,6 +1,6 @@
 //! Micro-benchmarks of the pure pieces of the data path: `cargo bench -p warren-perf`. Each is of a whole batch, and
 //! shown per packet or byte; criterion compares with the last run and draws into target/criterion. Segmentation,
-//! coalescing and checksums are in `offload.rs`.
+//! coalescing and checksums are in `offload.rs`, the AEAD's engines by themselves in `aead.rs`.
 
 #[path = "joined/mod.rs"]
 mod joined;

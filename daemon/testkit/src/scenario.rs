@@ -43,6 +43,15 @@ pub fn run(programs: &[&str], scenarios: &[(&'static str, Scenario)]) -> ExitCod
         eprintln!("cannot run: {error:#}");
         return ExitCode::FAILURE;
     }
+    run_trials(&arguments, scenarios)
+}
+
+/// Runs those that need neither namespaces nor programs, side by side, as any tests.
+pub fn run_unprivileged(scenarios: &[(&'static str, Scenario)]) -> ExitCode {
+    run_trials(&Arguments::from_args(), scenarios)
+}
+
+fn run_trials(arguments: &Arguments, scenarios: &[(&'static str, Scenario)]) -> ExitCode {
     let trials = scenarios
         .iter()
         .map(|&(name, scenario)| {
@@ -55,5 +64,5 @@ pub fn run(programs: &[&str], scenarios: &[(&'static str, Scenario)]) -> ExitCod
             })
         })
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    libtest_mimic::run(arguments, trials).exit_code()
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use warren_tunnel::aead::{self, Choice};
 use warren_tunnel::runtime::{MAX_LANES, Tunnel};
 use warren_tunnel::{daemon, demand, uapi};
 
@@ -35,6 +36,10 @@ struct Args {
     /// after it)
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=MAX_LANES as i64))]
     lanes: u16,
+    /// What encrypts packets: Intel's library libIPSec_MB.so.1 where it is installed and the processor has AVX-512, which
+    /// is faster, else ring; or the one that is named
+    #[arg(long, value_name = "ENGINE", value_enum, default_value_t = Choice::Auto)]
+    aead: Choice,
     /// What to log: error, warn, info, debug, trace, off, or a tracing filter. In the background nothing is
     /// logged unless this is given; wireguard-go's "verbose" and "silent" are understood
     #[arg(long, env = "LOG_LEVEL", value_name = "FILTER")]
@@ -54,13 +59,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Args { foreground, on_demand, probe, lanes, log, interface }: Args) -> Result<()> {
+fn run(Args { foreground, on_demand, probe, lanes, aead, log, interface }: Args) -> Result<()> {
     if probe {
         return if on_demand { demand::probe(&interface, PROBE) } else { self::probe(&interface) };
     }
     // Keys are in memory from now on: no core dumps, no ptrace by others than root.
     nix::sys::prctl::set_dumpable(false).context("making the process undumpable")?;
     start_log(log.as_deref().unwrap_or(if foreground || on_demand { "info" } else { "off" }))?;
+    aead::select(aead).context("--aead")?;
     if on_demand {
         return demand::serve(&interface, lanes.into());
     }

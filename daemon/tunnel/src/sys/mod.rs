@@ -1,5 +1,6 @@
-//! The system calls that nix has no safe wrapper for; the only unsafe code of this crate.
+//! The system calls that nix has no safe wrapper for, and a C library; the only unsafe code of this crate.
 
+pub mod ipsec_mb;
 pub mod link;
 pub mod mmsg;
 pub mod namespace;
