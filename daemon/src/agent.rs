@@ -141,6 +141,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
 
     let mut retry = RETRY.0;
     let mut coalesce = COALESCE.0;
+    let mut last_event = Instant::now();
     let mut pulse = interval(http::PULSE);
     pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -157,14 +158,14 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         };
         retry = if failed { (retry * 2).min(RETRY.1) } else { RETRY.0 };
 
-        let done = Instant::now();
-        let deadline = done + wait;
+        let deadline = Instant::now() + wait;
         loop {
             tokio::select! {
                 () = changed.notified(), if !failed => {
-                    if done.elapsed() > CALM {
+                    if last_event.elapsed() > CALM {
                         coalesce = COALESCE.0;
                     }
+                    last_event = Instant::now();
                     sleep(coalesce).await;
                     break;
                 }

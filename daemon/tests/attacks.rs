@@ -5,14 +5,13 @@
 
 use std::fs;
 use std::net::{TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::Pid;
 use warren_testkit::capture::Capture;
 use warren_testkit::lab::{Backend, Lab, Node, Plan, WarrendOptions};
@@ -239,19 +238,14 @@ fn hung_tunnel() -> Result<()> {
 
 /// Connections to a tunnel that accepts none, until it takes no more: `wg show` in a loop makes as many.
 fn fill_backlog(mesh: &Mesh) -> Result<Vec<OwnedFd>> {
-    let path = format!("/run/wireguard/{}.sock", warren_api::names::interface(0, 0));
-    mesh.node().netns.run(|| {
-        let (address, mut waiting) = (UnixAddr::new(path.as_str())?, Vec::new());
-        loop {
-            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            match socket::connect(socket.as_raw_fd(), &address) {
-                Ok(()) => waiting.push(socket),
-                Err(Errno::EAGAIN) => return Ok(waiting),
-                Err(error) => return Err(error).context("filling the backlog"),
-            }
+    let mut waiting = Vec::new();
+    loop {
+        match mesh.node().call_tunnel(0) {
+            Ok(socket) => waiting.push(socket),
+            Err(error) if error.downcast_ref() == Some(&Errno::EAGAIN) => return Ok(waiting),
+            Err(error) => return Err(error).context("filling the backlog"),
         }
-    })?
+    }
 }
 
 fn idle_visitors() -> Result<()> {

@@ -164,6 +164,12 @@ pub enum Port {
 }
 
 impl Rule {
+    /// The table that it leads this node's own programs to, if it does; they are told by what they lack, the mark of the
+    /// tunnels' own packets.
+    pub fn programs(&self) -> Option<u32> {
+        self.unmarked.map(|_| self.table)
+    }
+
     /// A rule for all packets of a family.
     pub fn new(family: Family, priority: u32, table: u32) -> Self {
         Self { family, priority, source: None, destination: None, port: None, unmarked: None, table }

@@ -6,9 +6,13 @@
 //! 2. `unreachable` routes and the rules that lead to them: from here on, what has no tunnel drops;
 //! 3. the tunnels: process or device, identity, peers (a moved allowed IP goes straight to its new peer), link;
 //! 4. routes into the tunnels; then what leads and holds this node's own programs to them, which spoke in the clear
-//!    until now;
-//! 5. removals, in the reverse order: rules, routes into the tunnels, addresses, `unreachable` routes, tunnels,
-//!    guard.
+//!    until now: `unreachable` routes, rules, guard;
+//! 5. removals, in the reverse order: rules, the programs' `unreachable` routes, routes into the tunnels, addresses,
+//!    other `unreachable` routes, tunnels, guard.
+//!
+//! Where the rule for the programs stands already, an `unreachable` route to a node that has no route into a tunnel beside
+//! it would stop all that comes from that node, the tunnels' own packets too: the reverse-path filter, even a loose one,
+//! asks where the sender is reached (kernel `fib_frontend.c`, `__fib_validate_source`).
 //!
 //! Applying all actions to what was observed yields what is desired; the difference is then empty.
 
@@ -166,10 +170,14 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let (add, remove) = routes(&desired.routes, &observed.routes);
     let (tunnels, blocks): (Vec<_>, Vec<_>) =
         add.into_iter().partition(|route| matches!(route.kind, RouteKind::Tunnel { .. }));
+    let programs: BTreeSet<u32> =
+        desired.rules.iter().chain(&observed.rules).filter_map(Rule::programs).collect();
+    let is_programs = |route: &Route| programs.contains(&route.table);
+    let (late_blocks, blocks): (Vec<_>, Vec<_>) = blocks.into_iter().partition(is_programs);
     actions.extend(blocks.into_iter().map(Action::AddRoute));
     actions.extend(desired.loose.intersection(&observed.strict).map(|link| Action::Loosen { link: *link }));
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
-    let (hosts, add): (Vec<_>, Vec<_>) = add.into_iter().partition(|rule| rule.unmarked.is_some());
+    let (hosts, add): (Vec<_>, Vec<_>) = add.into_iter().partition(|rule| rule.programs().is_some());
     actions.extend(add.into_iter().map(Action::AddRule));
     actions.extend(stops);
     let none = ObservedTunnel::default();
@@ -180,14 +188,15 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
         changes.into_iter().partition(|change| matches!(change, Action::StartTunnel { .. }));
     actions.extend(starts);
     actions.extend(changes);
-    actions.extend(tunnels.into_iter().map(Action::AddRoute));
+    actions.extend(tunnels.into_iter().chain(late_blocks).map(Action::AddRoute));
     actions.extend(hosts.into_iter().map(Action::AddRule));
     actions.extend(last);
 
     actions.extend(remove_rules.into_iter().map(Action::RemoveRule));
     let (blocks, tunnels): (Vec<_>, Vec<_>) =
         remove.into_iter().partition(|route| route.kind == RouteKind::Unreachable);
-    actions.extend(tunnels.into_iter().map(Action::RemoveRoute));
+    let (early_blocks, blocks): (Vec<_>, Vec<_>) = blocks.into_iter().partition(is_programs);
+    actions.extend(early_blocks.into_iter().chain(tunnels).map(Action::RemoveRoute));
     actions.extend(farewells);
     for (interface, wanted) in &desired.tunnels {
         actions.extend(superfluous_addresses(interface, wanted, found(interface)));

@@ -417,3 +417,39 @@ fn a_peer_that_roamed_is_left_where_it_is_until_its_session_is_dead() {
         assert_eq!(!diff(&desired, &observed).is_empty(), set, "{why}");
     }
 }
+
+/// A wall alone would stop what comes from there, too: the reverse-path filter of the kernel, even a loose one, asks
+/// where the sender is reached (`fib_frontend.c`, `__fib_validate_source`), and the tunnels' own packets come from there.
+#[test]
+fn a_hosts_wall_never_stands_without_its_way_through_the_tunnel() {
+    let interfaces: Arc<[Arc<str>]> = [Arc::from("warren-a0")].into();
+    let way = |table, last| Route {
+        table,
+        destination: IpNet::from(IpAddr::from([192, 0, 2, last])),
+        metric: 1024,
+        kind: RouteKind::Tunnel { interfaces: interfaces.clone(), source: None, mtu: None },
+    };
+    let wall = |table, last| Route { metric: 9999, kind: RouteKind::Unreachable, ..way(table, last) };
+    let rule = Rule { unmarked: Some(1), ..Rule::new(Family::V4, 5183, 5182) };
+    let state = |hosts: &[u8]| {
+        let routes = hosts.iter().flat_map(|last| [way(5182, *last), wall(5182, *last), wall(5180, *last)]);
+        Desired { routes: routes.collect(), rules: [rule.clone()].into(), ..Desired::default() }
+    };
+    for (before, after) in [(&[2, 3][..], &[2, 4, 5][..]), (&[], &[2]), (&[2], &[])] {
+        let (before, desired) = (state(before), state(after));
+        let mut routes = before.routes.clone();
+        let observed = Observed { routes: before.routes, rules: vec![rule.clone()], ..Observed::default() };
+        for action in diff(&desired, &observed) {
+            match &action {
+                Action::AddRoute(route) => drop(routes.insert(route.clone())),
+                Action::RemoveRoute(route) => assert!(routes.remove(route)),
+                other => panic!("{other}"),
+            }
+            for last in 0..8 {
+                let stands = |route: &Route| routes.contains(route);
+                assert!(!stands(&wall(5182, last)) || stands(&way(5182, last)), "{last}, after {action}");
+            }
+        }
+        assert_eq!(routes, desired.routes);
+    }
+}

@@ -165,13 +165,16 @@ pub fn floods(directions: &[(&Netns, IpAddr)]) -> Result<Vec<Flood>> {
     directions.iter().map(|(from, to)| Flood::start(from, *to, wait::patient(BEAT))).collect()
 }
 
-/// Ends floods; returns how many pings were sent and how many lost.
-pub fn lost(floods: Vec<Flood>) -> Result<(u32, u32)> {
-    let (mut sent, mut lost) = (0, 0);
+/// Ends floods; returns how many pings were sent, and which were lost on the way where.
+pub fn lost(floods: Vec<Flood>) -> Result<(u32, Vec<String>)> {
+    let (mut sent, mut lost) = (0, Vec::new());
     for flood in floods {
+        let what = flood.to_string();
         let answers = flood.stop()?;
         sent += answers.sent;
-        lost += answers.missing.len() as u32;
+        if !answers.missing.is_empty() {
+            lost.push(format!("{what}: {:?} of {}", answers.missing, answers.sent));
+        }
     }
     Ok((sent, lost))
 }

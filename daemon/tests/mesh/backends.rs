@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use warren_api::{Backend, names};
 use warren_testkit::lab::{Node, Rights, WarrendOptions, needs_kernel_wireguard};
 use warren_testkit::{scenario, wait};
@@ -133,7 +133,7 @@ pub fn no_right() -> Result<()> {
         })?;
         node.start_warrend(&WarrendOptions { rights: Rights::None, ..WarrendOptions::default() })?;
         await_problem(node, "NET_ADMIN")?;
-        let looks = || metric(node, "warren_failed_looks_total{}");
+        let looks = || node.metric("warren_failed_looks_total{}");
         let first = looks()?;
         wait::until("more looks", Duration::from_secs(5), || {
             ensure!(looks()? >= first + 3, "only {} looks since", looks()? - first);
@@ -181,12 +181,6 @@ pub fn await_problem(node: &Node, problem: &str) -> Result<()> {
     let (code, said) = node.http("/livez")?;
     ensure!(code == 200, "{code}: {said}");
     Ok(())
-}
-
-fn metric(node: &Node, name: &str) -> Result<u64> {
-    let metrics = node.metrics()?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.with_context(|| format!("no {name} in {metrics}"))
 }
 
 /// All that Warren might have changed.

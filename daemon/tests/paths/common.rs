@@ -12,7 +12,7 @@ use crate::wire::Detour;
 
 /// How long warrend may take to know a narrow path from its start on: a probe, and a second until its answer is
 /// looked for.
-const FOUND: Duration = Duration::from_secs(8);
+pub const FOUND: Duration = Duration::from_secs(8);
 
 /// Lets pass the time within which a peer that is known now is probed and what came of it is read, where nothing is to come
 /// of it: a second between two bursts of probes, a second until the look, whatever the machine, and time to do so.
@@ -159,8 +159,8 @@ impl Mesh {
     }
 
     /// Waits until both nodes' routes to each other say `wanted`.
-    pub fn await_route_mtu(&self, wanted: Option<u32>) -> Result<()> {
-        wait::until("the routes' MTU", FOUND, || {
+    pub fn await_route_mtu(&self, wanted: Option<u32>, limit: Duration) -> Result<()> {
+        wait::until("the routes' MTU", limit, || {
             self.route_mtu(1, 2, wanted)?;
             self.route_mtu(2, 1, wanted)
         })

@@ -9,7 +9,7 @@ use warren_testkit::lab::{Families, Lab, Plan, WarrendOptions};
 use warren_testkit::traffic::ping::Flood;
 use warren_testkit::wait;
 
-use crate::common::{Mesh, V4, V6, in_mesh, in_mesh_of, route_of, two_nodes};
+use crate::common::{FOUND, Mesh, V4, V6, in_mesh, in_mesh_of, route_of, two_nodes};
 use crate::wire::Detour;
 use crate::{common, sizes};
 
@@ -27,7 +27,7 @@ fn narrow(options: &WarrendOptions, underlay: Families, mtu: u32) -> Result<()> 
     let rewire = |lab: &Lab| Detour::new(lab, NARROW).map(Some);
     in_mesh_of(options, Plan { underlay, ..two_nodes() }, rewire, |mesh| {
         let start = Instant::now();
-        mesh.await_route_mtu(Some(mtu))?;
+        mesh.await_route_mtu(Some(mtu), FOUND)?;
         println!("known {:?} after the mesh stood", start.elapsed());
         mesh.sealed()?;
         sizes::all(mesh.pod(1), mesh.pod(2), mtu)?;
@@ -62,7 +62,7 @@ pub fn restart() -> Result<()> {
 
 fn restart_over(underlay: Families, mtu: u32) -> Result<()> {
     over_routers(underlay, |mesh, _| {
-        mesh.await_route_mtu(Some(mtu))?;
+        mesh.await_route_mtu(Some(mtu), FOUND)?;
         let node = mesh.node(1);
         node.stop_warrend()?;
         // Every change of a route is told here.
@@ -95,7 +95,7 @@ fn restart_over(underlay: Families, mtu: u32) -> Result<()> {
 /// The kernel forgets after ten minutes, here after seconds; then warrend's next probe finds the way free.
 pub fn grows() -> Result<()> {
     over_routers(Families::V4, |mesh, detour| {
-        mesh.await_route_mtu(Some(route_of(NARROW, V4)))?;
+        mesh.await_route_mtu(Some(route_of(NARROW, V4)), FOUND)?;
         for node in &mesh.lab.nodes {
             node.netns.sysctl(&[("net.ipv4.route.mtu_expires", "5")])?;
             node.netns.sh("ip -4 route flush cache")?;
@@ -103,11 +103,8 @@ pub fn grows() -> Result<()> {
         let flood = Flood::start(&mesh.pod(1).netns, mesh.pod(2).ips[0], Duration::from_millis(50))?;
         detour.resize(1500)?;
         let start = Instant::now();
-        // A minute until the next probe, and doubts: a look now and then is enough, each starts programs.
-        wait::until("the wider path", Duration::from_secs(75), || {
-            let grown = mesh.route_mtu(1, 2, None).and_then(|()| mesh.route_mtu(2, 1, None));
-            grown.inspect_err(|_| std::thread::sleep(Duration::from_millis(500)))
-        })?;
+        // A minute until the next probe, and doubts.
+        mesh.await_route_mtu(None, Duration::from_secs(75))?;
         println!("the wider path is used after {:?}", start.elapsed());
         let lost = flood.stop()?.missing.len();
         ensure!(lost == 0, "{lost} pings were lost meanwhile");
@@ -152,7 +149,7 @@ pub fn silent_v6() -> Result<()> {
             mesh.node(node).stop_warrend()?;
             mesh.node(node).start_warrend(&WarrendOptions::default())?;
         }
-        mesh.await_route_mtu(Some(route_of(NARROW, V6)))?;
+        mesh.await_route_mtu(Some(route_of(NARROW, V6)), FOUND)?;
         sizes::all(from, to, route_of(NARROW, V6))?;
         mesh.sealed_and_whole()?;
         Ok(())

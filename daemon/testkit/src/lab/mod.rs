@@ -140,7 +140,7 @@ impl Lab {
         self.nodes.iter().try_for_each(|node| node.start_warrend(options))
     }
 
-    /// The end of the log of every node that has one, for the report of a failure.
+    /// The end of the log of every node that has one, and what it and its kernel have dropped, for the report of a failure.
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for node in &self.nodes {
@@ -149,10 +149,21 @@ impl Lab {
             if !lines.is_empty() {
                 let tail = &lines[lines.len().saturating_sub(30)..];
                 let _ = writeln!(text, "--- log of {}\n{}", node.name, tail.join("\n"));
+                let _ = writeln!(text, "--- dropped by {}\n{}", node.name, dropped(node).join("\n"));
             }
         }
         text
     }
+}
+
+/// The counters of drops that are not zero.
+fn dropped(node: &Node) -> Vec<String> {
+    const KERNEL: [&str; 6] = ["Drop", "Error", "Discard", "Filter", "NoRoute", "Unreach"];
+    let metrics = node.metrics().unwrap_or_default();
+    let tunnels = metrics.lines().filter(|line| line.contains("_packets_total{") && !line.ends_with(" 0"));
+    let kernel = node.netns.sh("nstat -as").unwrap_or_default();
+    let kernel = kernel.lines().filter(|line| KERNEL.iter().any(|what| line.contains(what)));
+    tunnels.chain(kernel).map(str::to_owned).collect()
 }
 
 impl Drop for Lab {

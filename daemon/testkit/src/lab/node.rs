@@ -212,6 +212,13 @@ impl Node {
         Ok(body)
     }
 
+    /// The value of one of warrend's metrics, which is a whole number.
+    pub fn metric(&self, series: &str) -> Result<u64> {
+        let metrics = self.metrics()?;
+        let value = metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+        value.with_context(|| format!("no {series} in {metrics}"))
+    }
+
     /// What warrend, and the tunnel it started, have logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()

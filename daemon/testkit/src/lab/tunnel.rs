@@ -1,6 +1,6 @@
 //! The tunnel of a node, whatever carries it: how it is told from another, and how it is lost.
 
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -65,17 +65,21 @@ impl Node {
     /// The pid of the `warren-tunnel` that serves a lane, as the kernel knows it (SO_PEERCRED, unix(7)): also of one that
     /// hangs. Where [`Node::start_tunnel`] started it, all lanes are one process's.
     pub fn lane_pid(&self, lane: u8) -> Result<u32> {
-        let path = PathBuf::from(format!("/run/wireguard/{}.sock", names::interface(0, lane)));
-        let ask = || {
-            // Without blocking: one that hangs accepts nobody, and would have us wait once many wait before us.
+        let pid = self.call_tunnel(lane).and_then(|socket| Ok(getsockopt(&socket, PeerCredentials)?.pid()));
+        let socket = socket_path(lane);
+        let pid = pid.with_context(|| format!("asking who has {} on {}", socket.display(), self.name))?;
+        u32::try_from(pid).with_context(|| format!("{} has the pid {pid}", socket.display()))
+    }
+
+    /// Connects to the socket of a lane's `warren-tunnel`, without waiting: one that hangs accepts nobody, and nobody can
+    /// connect (EAGAIN) once many wait.
+    pub fn call_tunnel(&self, lane: u8) -> Result<OwnedFd> {
+        self.netns.run(|| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            connect(socket.as_raw_fd(), &UnixAddr::new(&path)?)?;
-            anyhow::Ok(getsockopt(&socket, PeerCredentials)?.pid())
-        };
-        let pid = self.netns.run(ask)?;
-        let pid = pid.with_context(|| format!("asking who has {} on {}", path.display(), self.name))?;
-        u32::try_from(pid).with_context(|| format!("{} has the pid {pid}", path.display()))
+            connect(socket.as_raw_fd(), &UnixAddr::new(&socket_path(lane))?)?;
+            Ok(socket)
+        })?
     }
 
     /// Has all lanes gone at once: SIGKILL for `warren-tunnel`, deletion of the interfaces for the kernel. Returns
@@ -134,4 +138,8 @@ impl Node {
         }
         Ok(())
     }
+}
+
+fn socket_path(lane: u8) -> PathBuf {
+    PathBuf::from(format!("/run/wireguard/{}.sock", names::interface(0, lane)))
 }

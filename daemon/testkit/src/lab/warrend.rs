@@ -19,7 +19,7 @@ use crate::wait;
 pub struct WarrendOptions {
     /// `--enforcement`.
     pub enforcement: Enforcement,
-    /// `--resync`, as warrend takes it (`5s`); its own default when absent, or [`RESYNC`].
+    /// `--resync`, as warrend takes it (`5s`); its own default when absent; `5s` where the lab is slow.
     pub resync: Option<String>,
     /// `--cluster-cidrs`, `--node-cidrs` and, of a cluster, `--service-cidrs` with the lab's ranges.
     pub tell_cidrs: bool,

@@ -317,6 +317,12 @@ impl Flood {
     }
 }
 
+impl fmt::Display for Flood {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
 impl Drop for Flood {
     fn drop(&mut self) {
         // Both fail only where it has ended already.
