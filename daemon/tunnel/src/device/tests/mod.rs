@@ -119,7 +119,7 @@ impl Wire {
         Clock { now: self.now, wall: SystemTime::now() }
     }
 
-    /// Time passes, without ticks. It does for the devices; boringtun's own clock cannot be moved.
+    /// Time passes, without ticks.
     fn pass(&mut self, time: Duration) {
         self.now += time;
     }
