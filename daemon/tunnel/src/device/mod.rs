@@ -202,6 +202,13 @@ impl Device {
         (table.indices(), table.waiting.taken())
     }
 
+    /// How many keys of handshakes there are, of all peers.
+    #[cfg(test)]
+    fn keys_held(&self) -> usize {
+        let table = self.read();
+        table.peers().flat_map(|peer| peer.sessions()).map(|(_, session)| session.keys_held()).sum()
+    }
+
     fn is_new_second(&self, now: Instant) -> bool {
         let mut last = self.last_second.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = now.saturating_duration_since(*last) >= Duration::from_secs(1);

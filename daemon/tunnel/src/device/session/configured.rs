@@ -52,4 +52,10 @@ impl Session {
         let handshake = self.last_handshake.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         state.last_handshake = state.last_handshake.max(handshake);
     }
+
+    /// How many keys there are.
+    #[cfg(test)]
+    pub(in crate::device) fn keys_held(&self) -> usize {
+        self.keys.held()
+    }
 }

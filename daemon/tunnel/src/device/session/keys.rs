@@ -16,6 +16,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::timers::Age;
 use crate::noise::handshake;
 use crate::noise::transport::Transport;
 
@@ -27,15 +28,19 @@ pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 pub struct Keys {
     /// The session under them. Not in place: it is larger than all else of a peer, and most have one or none.
     pub transport: Box<Transport>,
-    /// When they were agreed on.
-    pub since: Instant,
-    /// Whether we have asked for them. Then it is for us to ask for the next.
-    pub initiator: bool,
+    since: Instant,
+    initiator: bool,
 }
 
 impl Keys {
     fn new(keys: &handshake::Keys, initiator: bool, now: Instant) -> Self {
         Self { transport: Box::new(Transport::new(keys)), since: now, initiator }
+    }
+
+    /// What decides when the next are due.
+    pub fn age(&self) -> Age {
+        let Self { transport, since, initiator } = self;
+        Age { since: *since, initiator: *initiator, worn_out: transport.wants_new_keys() }
     }
 
     fn lives(&self, now: Instant) -> bool {

@@ -172,7 +172,8 @@ impl Session {
     /// Does what is due: retransmissions, rekeying, keepalives, expiry. Needs room for one datagram.
     pub(super) fn tick(&mut self, context: &Context<'_>, keepalive: Option<Duration>, out: &mut Datagrams) {
         self.keys.expire(context.now);
-        let due = self.timers.handshake_due(self.keys.current(context.now).as_deref(), context.now);
+        let age = self.keys.current(context.now).map(|keys| keys.age());
+        let due = self.timers.handshake_due(age, context.now);
         if due == Due::GiveUp {
             // The next packet or keepalive tries again. What waited is stale.
             self.forget_handshakes();

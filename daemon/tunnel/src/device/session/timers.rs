@@ -13,25 +13,25 @@ use std::time::{Duration, Instant};
 
 use rand_core::{OsRng, RngCore};
 
-use super::keys::{Keys, REJECT_AFTER_TIME};
+use super::keys::REJECT_AFTER_TIME;
 
 /// Keys are renewed after so long by whoever has asked for them.
-pub const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
+const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
 /// How long an answer is waited for, at least.
-pub const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much longer at most, at random: those who began at once come apart.
 const JITTER_MS: u64 = 333;
 /// For how long a handshake is tried.
-pub const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
+const REKEY_ATTEMPT_TIME: Duration = Duration::from_secs(90);
 /// Whoever has received something says so after this time at the latest.
-pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer of which nothing is heard for so long is perhaps without our keys.
-pub const SILENCE: Duration = KEEPALIVE_TIMEOUT.saturating_add(REKEY_TIMEOUT);
+const SILENCE: Duration = KEEPALIVE_TIMEOUT.saturating_add(REKEY_TIMEOUT);
 /// When also who only receives asks for new keys.
-pub const REKEY_ON_RECEIVING: Duration = REJECT_AFTER_TIME.saturating_sub(SILENCE);
+const REKEY_ON_RECEIVING: Duration = REJECT_AFTER_TIME.saturating_sub(SILENCE);
 /// Without new keys by then, whoever sends asks for them, initiator or not: when two initiations cross, both
 /// sides may end up as the one that was asked. Later than the initiator's last moment to do it.
-pub const REKEY_AT_LAST: Duration = Duration::from_secs(170);
+const REKEY_AT_LAST: Duration = Duration::from_secs(170);
 
 /// See the module's text.
 #[derive(Default)]
@@ -56,6 +56,17 @@ pub struct Timers {
 struct Attempt {
     began: Instant,
     next: Instant,
+}
+
+/// What decides when keys are too old.
+#[derive(Clone, Copy)]
+pub struct Age {
+    /// When they were agreed on.
+    pub since: Instant,
+    /// Whether we have asked for them. Then it is for us to ask for the next.
+    pub initiator: bool,
+    /// Whether they have served for enough messages.
+    pub worn_out: bool,
 }
 
 /// What to do about handshakes.
@@ -122,7 +133,7 @@ impl Timers {
     }
 
     /// What to do about handshakes, with these keys to send under.
-    pub fn handshake_due(&self, keys: Option<&Keys>, now: Instant) -> Due {
+    pub fn handshake_due(&self, keys: Option<Age>, now: Instant) -> Due {
         let since = |then: Instant| now.saturating_duration_since(then);
         if let Some(attempt) = self.attempt {
             return match (now >= attempt.next, since(attempt.began) >= REKEY_ATTEMPT_TIME) {
@@ -140,10 +151,10 @@ impl Timers {
     }
 
     /// Whether these keys will soon be too old, and are used.
-    fn is_time_for_new(&self, keys: &Keys, now: Instant) -> bool {
+    fn is_time_for_new(&self, keys: Age, now: Instant) -> bool {
         let reached = |then: Option<Instant>, age| then.is_some_and(|then| then >= keys.since + age);
         let sends = self.sent_data.is_some_and(|last| now.saturating_duration_since(last) < SILENCE);
-        keys.transport.wants_new_keys()
+        keys.worn_out
             || keys.initiator && reached(self.sent, REKEY_AFTER_TIME)
             || keys.initiator && reached(self.received_data, REKEY_ON_RECEIVING)
             || sends && reached(Some(now), REKEY_AT_LAST)
@@ -162,4 +173,155 @@ impl Timers {
 
 fn jitter() -> Duration {
     Duration::from_millis(u64::from(OsRng.next_u32()) % (JITTER_MS + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TICK: Duration = Duration::from_millis(250);
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn age(since: Instant, initiator: bool) -> Option<Age> {
+        Some(Age { since, initiator, worn_out: false })
+    }
+
+    /// When `due` is first true, looking as often as a device does.
+    fn first(from: Instant, due: impl Fn(Instant) -> bool) -> Option<Duration> {
+        (0..4000).map(|tick| TICK * tick).find(|after| due(from + *after))
+    }
+
+    #[test]
+    fn only_who_asked_for_keys_renews_them_when_sending() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        let asks = |timers: &Timers, initiator, at| {
+            timers.handshake_due(age(start, initiator), start + at) == Due::Initiation
+        };
+        timers.sent(false, start + s(119));
+        assert!(!asks(&timers, true, s(150)), "nobody has sent since they are old");
+        // A keepalive is enough, as in the kernel: else keys of a pair that only keeps alive would end.
+        timers.sent(false, start + s(120));
+        assert!(asks(&timers, true, s(120)));
+        assert!(!asks(&timers, false, s(120)));
+        assert!(!asks(&timers, false, s(179)), "keepalives alone do not make who was asked ask");
+    }
+
+    #[test]
+    fn who_only_receives_renews_keys_before_they_end() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        let due = |timers: &Timers, initiator| timers.handshake_due(age(start, initiator), start + s(165));
+        timers.received(true, start + s(164));
+        assert_eq!(due(&timers, true), Due::Nothing);
+        timers.received(false, start + s(165));
+        assert_eq!(due(&timers, true), Due::Nothing, "a keepalive");
+        timers.received(true, start + s(165));
+        assert_eq!((due(&timers, true), due(&timers, false)), (Due::Initiation, Due::Nothing));
+    }
+
+    #[test]
+    fn whoever_sends_renews_keys_at_last() {
+        let start = Instant::now();
+        for (sent, asks) in [(154, false), (156, true)] {
+            let mut timers = Timers::default();
+            timers.sent(true, start + s(sent));
+            timers.received(false, start + s(sent));
+            let due = |at| timers.handshake_due(age(start, false), start + at) == Due::Initiation;
+            assert!(!due(REKEY_AT_LAST - TICK));
+            assert_eq!(due(REKEY_AT_LAST), asks, "last sent at {sent}");
+        }
+    }
+
+    #[test]
+    fn worn_out_keys_are_renewed() {
+        let now = Instant::now();
+        let keys = Age { since: now, initiator: false, worn_out: true };
+        assert_eq!(Timers::default().handshake_due(Some(keys), now), Due::Initiation);
+    }
+
+    #[test]
+    fn data_that_nobody_confirms_makes_a_handshake() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        let due = |timers: &Timers| first(start, |now| timers.handshake_due(None, now) == Due::Initiation);
+        timers.sent(false, start);
+        assert_eq!(due(&timers), None, "a keepalive is not confirmed");
+        timers.sent(true, start + s(1));
+        timers.sent(true, start + s(14));
+        assert_eq!(due(&timers), Some(s(16)), "from the first of them on");
+        timers.received(false, start + s(15));
+        assert_eq!(due(&timers), None);
+        timers.sent(true, start + s(20));
+        assert_eq!(due(&timers), Some(s(35)));
+        timers.initiated(start + s(35));
+        timers.end_handshake();
+        assert_eq!(due(&timers), None, "it was asked");
+    }
+
+    #[test]
+    fn an_initiation_is_repeated_with_jitter_and_then_given_up() {
+        let start = Instant::now();
+        let (mut shortest, mut longest) = (Duration::MAX, Duration::ZERO);
+        for _ in 0..50 {
+            let mut timers = Timers::default();
+            timers.initiated(start);
+            let mut last = start;
+            let (mut tries, mut ms) = (1, 0);
+            let end = loop {
+                let now = start + Duration::from_millis(ms);
+                match timers.handshake_due(None, now) {
+                    Due::Nothing => ms += 1,
+                    Due::Initiation => {
+                        (shortest, longest) = (shortest.min(now - last), longest.max(now - last));
+                        timers.initiated(now);
+                        last = now;
+                        tries += 1;
+                    }
+                    Due::GiveUp => break now - start,
+                }
+                assert!(timers.is_waiting());
+            };
+            assert_eq!(end, REKEY_ATTEMPT_TIME);
+            assert!((17..=18).contains(&tries), "{tries}");
+        }
+        assert!(
+            (REKEY_TIMEOUT..REKEY_TIMEOUT + Duration::from_millis(20)).contains(&shortest),
+            "{shortest:?}"
+        );
+        let most = REKEY_TIMEOUT + Duration::from_millis(JITTER_MS);
+        assert!((most - Duration::from_millis(20)..=most).contains(&longest), "{longest:?}");
+    }
+
+    #[test]
+    fn data_is_confirmed_once() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        let due = |timers: &Timers| first(start, |now| timers.owes_keepalive(now));
+        timers.received(false, start);
+        assert_eq!(due(&timers), None, "keepalives are not confirmed");
+        timers.received(true, start + s(1));
+        timers.received(true, start + s(9));
+        assert_eq!(due(&timers), Some(s(11)), "10 s after the first");
+        timers.sent(false, start + s(11));
+        assert_eq!(due(&timers), None);
+        timers.received(true, start + s(12));
+        timers.sent_handshake(start + s(13));
+        assert_eq!(due(&timers), None, "anything confirms");
+    }
+
+    #[test]
+    fn a_pair_is_idle_when_nothing_went_in_either_direction() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        assert!(timers.is_idle_for(s(25), start), "at once at first");
+        timers.received(false, start);
+        assert!(!timers.is_idle_for(s(25), start + s(24)));
+        timers.sent(false, start + s(24));
+        assert!(!timers.is_idle_for(s(25), start + s(48)));
+        assert!(timers.is_idle_for(s(25), start + s(49)));
+    }
 }

@@ -4,7 +4,9 @@ mod config;
 mod handshake;
 mod hostile;
 mod lanes;
+mod long;
 mod many;
+mod rekeying;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
