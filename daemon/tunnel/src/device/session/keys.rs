@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  we asked ──response──▶ ┌─────────┐  newer ones   ┌──────────┐  180 s after the handshake,
-//!                         │ current │ ────────────▶ │ retiring │  or two newer ones
+//!                         │ current │ ────────────▶ │ retiring │  or three newer ones
 //!                   ┌───▶ └─────────┘               └──────────┘
 //!                   │   sends, receives               receives
 //!                   │ first packet under them
@@ -11,8 +11,9 @@
 //!              └───────────┘
 //! ```
 //!
-//! Two retire at a time, because the peer may send under other keys than we do: where two handshakes have crossed, each
-//! end takes those it was asked for.
+//! Three retire at a time, because the peer may send under other keys than we do: where two handshakes have crossed, each
+//! end takes those it was asked for. When the next two cross as well, both have two newer ones, and what the peer has sent
+//! under its own before may still be on its way.
 
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,9 @@ impl Keys {
     }
 
     /// What decides when the next are due.
-    pub fn age(&self) -> Age {
+    pub fn age(&self, courteous: bool) -> Age {
         let Self { transport, since, initiator } = self;
-        Age { since: *since, initiator: *initiator, worn_out: transport.wants_new_keys() }
+        Age { since: *since, initiator: *initiator, worn_out: transport.wants_new_keys(), courteous }
     }
 
     fn lives(&self, now: Instant) -> bool {
@@ -54,7 +55,7 @@ pub struct KeyRing {
     current: Option<Keys>,
     answering: Option<Keys>,
     /// The newest first.
-    retiring: [Option<Keys>; 2],
+    retiring: [Option<Keys>; 3],
 }
 
 impl KeyRing {
@@ -118,8 +119,8 @@ impl KeyRing {
 
     fn replace_current(&mut self, next: Option<Keys>) {
         if let Some(former) = std::mem::replace(&mut self.current, next) {
-            let [newest, oldest] = &mut self.retiring;
-            *oldest = newest.replace(former);
+            self.retiring.rotate_right(1);
+            self.retiring[0] = Some(former);
         }
     }
 

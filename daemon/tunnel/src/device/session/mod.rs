@@ -71,6 +71,10 @@ pub struct Session {
     rekey: bool,
 }
 
+/// Bytes of a session, and of each keys in it.
+#[cfg(test)]
+pub const SIZES: (usize, usize) = (size_of::<Session>(), size_of::<crate::noise::transport::Transport>());
+
 impl Session {
     /// `index`: the upper 24 bits of those that lead to this session. `random` may be any number.
     pub(super) fn new(peer: PublicKey, index: u32, random: u8, budget: Arc<Budget>) -> Self {
@@ -172,18 +176,19 @@ impl Session {
     /// Does what is due: retransmissions, rekeying, keepalives, expiry. Needs room for one datagram.
     pub(super) fn tick(&mut self, context: &Context<'_>, keepalive: Option<Duration>, out: &mut Datagrams) {
         self.keys.expire(context.now);
-        let age = self.keys.current(context.now).map(|keys| keys.age());
+        let Some(identity) = context.identity else {
+            // What waited for keys is stale before there is a private key again.
+            return context.drops.count_all(Drop::NoPrivateKey, self.queue.clear());
+        };
+        let courteous = identity.local.public().as_bytes() > self.peer.as_bytes();
+        let age = self.keys.current(context.now).map(|keys| keys.age(courteous));
         let due = self.timers.handshake_due(age, context.now);
         if due == Due::GiveUp {
             // The next packet or keepalive tries again. What waited is stale.
             self.forget_handshakes();
             context.drops.count_all(Drop::NoKeys, self.queue.clear());
         }
-        if context.identity.is_none() {
-            // What waited for keys is stale before there is a private key again.
-            context.drops.count_all(Drop::NoPrivateKey, self.queue.clear());
-        }
-        let (Some(identity), Some(to)) = (context.identity, self.path) else { return };
+        let Some(to) = self.path else { return };
         if due == Due::Initiation {
             self.initiate(context, identity, to, out);
         }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | a handshake, again | the last try is 5 s and a third at most without answer, for 90 s |
 //! | a handshake | we send under keys that we asked for 120 s ago, or receive under those that will end in 15 s |
-//! | a handshake | we send under anybody's keys that will end in 10 s |
+//! | a handshake | we send under anybody's keys that will end in 10 s, or, for one of two peers, in 6 s |
 //! | a handshake | of 15 s of data that we sent, the peer has confirmed none |
 //! | a keepalive | data came 10 s ago, and nothing went since |
 //! | a keepalive | nothing went in either direction for the configured interval |
@@ -32,6 +32,8 @@ const REKEY_ON_RECEIVING: Duration = REJECT_AFTER_TIME.saturating_sub(SILENCE);
 /// Without new keys by then, whoever sends asks for them, initiator or not: when two initiations cross, both
 /// sides may end up as the one that was asked. Later than the initiator's last moment to do it.
 const REKEY_AT_LAST: Duration = Duration::from_secs(170);
+/// One of the two does it so much later, or they would cross again, for ever.
+const COURTESY: Duration = Duration::from_secs(4);
 
 /// See the module's text.
 #[derive(Default)]
@@ -67,6 +69,8 @@ pub struct Age {
     pub initiator: bool,
     /// Whether they have served for enough messages.
     pub worn_out: bool,
+    /// Whether it is for the peer to ask first where both may: the same for all keys of two peers, and not for both.
+    pub courteous: bool,
 }
 
 /// What to do about handshakes.
@@ -153,11 +157,12 @@ impl Timers {
     /// Whether these keys will soon be too old, and are used.
     fn is_time_for_new(&self, keys: Age, now: Instant) -> bool {
         let reached = |then: Option<Instant>, age| then.is_some_and(|then| then >= keys.since + age);
+        let at_last = if keys.courteous { REKEY_AT_LAST + COURTESY } else { REKEY_AT_LAST };
         let sends = self.sent_data.is_some_and(|last| now.saturating_duration_since(last) < SILENCE);
         keys.worn_out
             || keys.initiator && reached(self.sent, REKEY_AFTER_TIME)
             || keys.initiator && reached(self.received_data, REKEY_ON_RECEIVING)
-            || sends && reached(Some(now), REKEY_AT_LAST)
+            || sends && reached(Some(now), at_last)
     }
 
     /// Whether the peer is to hear that what it sent has come.
@@ -186,7 +191,7 @@ mod tests {
     }
 
     fn age(since: Instant, initiator: bool) -> Option<Age> {
-        Some(Age { since, initiator, worn_out: false })
+        Some(Age { since, initiator, worn_out: false, courteous: false })
     }
 
     /// When `due` is first true, looking as often as a device does.
@@ -233,13 +238,23 @@ mod tests {
             let due = |at| timers.handshake_due(age(start, false), start + at) == Due::Initiation;
             assert!(!due(REKEY_AT_LAST - TICK));
             assert_eq!(due(REKEY_AT_LAST), asks, "last sent at {sent}");
+            let keys = Age { since: start, initiator: false, worn_out: false, courteous: true };
+            timers.sent(true, start + s(sent + 4));
+            timers.received(false, start + s(sent + 4));
+            let due = |at| timers.handshake_due(Some(keys), start + at) == Due::Initiation;
+            assert!(!due(REKEY_AT_LAST + COURTESY - TICK));
+            assert_eq!(
+                due(REKEY_AT_LAST + COURTESY),
+                asks,
+                "last sent at {sent}, and lets the peer go first"
+            );
         }
     }
 
     #[test]
     fn worn_out_keys_are_renewed() {
         let now = Instant::now();
-        let keys = Age { since: now, initiator: false, worn_out: true };
+        let keys = Age { since: now, initiator: false, worn_out: true, courteous: true };
         assert_eq!(Timers::default().handshake_due(Some(keys), now), Due::Initiation);
     }
 

@@ -122,6 +122,14 @@ fn without_a_private_key_nothing_waits() {
     assert_eq!(wire.b.delivered, [a_to_b(10)], "nothing stale");
 }
 
+/// ARCHITECTURE.md tells what a peer takes for each lane: with its lock and its place in the tables, less than 1 KiB.
+#[test]
+fn a_session_without_keys_is_small() {
+    let (session, keys) = super::super::session::SIZES;
+    println!("a session {session} bytes, each of its keys {keys}");
+    assert!(session < 700 && keys < 2500);
+}
+
 #[test]
 fn peers_come_and_go_and_nothing_is_left_of_them() {
     const CYCLES: usize = 2000;

@@ -224,3 +224,106 @@ fn an_answer_may_come_later_than_the_next_try() {
     assert!(wire.receive(Side::A, last.from, &last.bytes).is_empty(), "each counts once");
     assert!(wire.both_ways());
 }
+
+/// Keys that were agreed on with the former PSK do not pass for those that the new one asks for.
+#[test]
+fn an_answer_with_the_former_psk_is_none() {
+    let mut wire = Wire::new();
+    let sent = wire.encrypt(Side::A, &a_to_b(10));
+    let response = wire.receive(Side::B, sent[0].from, &sent[0].bytes);
+    let psk = Some(Zeroizing::new([7; 32]));
+    let key = wire.a.public();
+    wire.b.apply_peer(PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(key) }, wire.now);
+    wire.carry(response);
+    assert!(wire.b.delivered.is_empty());
+    assert!(wire.b.peer(key).last_handshake.is_none());
+    let key = wire.b.public();
+    wire.a.apply_peer(PeerUpdate { preshared_key: psk, ..PeerUpdate::new(key) }, wire.now);
+    wire.pass(s(1));
+    // A's first packet is under the keys that B has forgotten, but it brings new ones.
+    wire.send(Side::A, &a_to_b(10));
+    assert_eq!(wire.count(INITIATION), 2);
+    assert!(wire.both_ways());
+}
+
+#[test]
+fn the_endpoint_follows_the_proof_of_keys_not_the_wish_for_them() {
+    let mut wire = Wire::new();
+    assert!(wire.both_ways());
+    let (home, elsewhere) = (wire.a.address, "[2001:db8::9]:9".parse().unwrap());
+    let key = wire.a.public();
+    wire.rest(s(121));
+    wire.encrypt(Side::A, &a_to_b(10));
+    wire.a.address = elsewhere;
+    let initiation = wire.tick(Side::A);
+    let response = wire.receive(Side::B, elsewhere, &initiation[0].bytes);
+    assert_eq!((response[0].bytes[0], response[0].to), (RESPONSE, elsewhere));
+    assert_eq!(wire.b.peer(key).endpoint, Some(home));
+    wire.carry(response);
+    assert_eq!(wire.b.peer(key).endpoint, Some(elsewhere));
+    assert!(wire.both_ways());
+}
+
+/// Both ends then have keys that the other has asked for, and neither would have to ask for the next.
+#[test]
+fn initiations_that_have_crossed_cross_once() {
+    let mut wire = Wire::new();
+    wire.b.apply_peer(peer_with(wire.a.public(), Some(wire.a.address), &[]), wire.now);
+    let mut sent = wire.encrypt(Side::A, &a_to_b(10));
+    sent.extend(wire.encrypt(Side::B, &b_to_a(10)));
+    wire.carry(sent);
+    assert_eq!(wire.count(INITIATION), 2);
+    for second in 0..1000 {
+        assert!(wire.both_ways(), "after {second} s");
+        wire.rest(s(1));
+    }
+    let later = &wire.initiators(0)[2..];
+    assert!((7..=8).contains(&later.len()), "{}", later.len());
+    assert!(later.iter().all(|from| *from == later[0]), "one of them asks: {later:?}");
+}
+
+/// What was sent before the second crossing arrives after it.
+#[test]
+fn two_crossings_in_a_row_lose_nothing() {
+    let mut wire = Wire::new();
+    wire.b.apply_peer(peer_with(wire.a.public(), Some(wire.a.address), &[]), wire.now);
+    let mut late = Vec::new();
+    for round in 1..5 {
+        let psk = Some(Zeroizing::new([round; 32]));
+        for (node, peer) in [(&wire.a, wire.b.public()), (&wire.b, wire.a.public())] {
+            node.apply_peer(PeerUpdate { preshared_key: psk.clone(), ..PeerUpdate::new(peer) }, wire.now);
+        }
+        let mut sent = wire.encrypt(Side::A, &a_to_b(10));
+        sent.extend(wire.encrypt(Side::B, &b_to_a(10)));
+        let (data, initiations): (Vec<_>, Vec<_>) = sent.into_iter().partition(|seen| seen.bytes[0] == DATA);
+        wire.carry(initiations);
+        assert_eq!(wire.count(INITIATION), 2 * usize::from(round));
+        late.extend(data);
+        wire.a.delivered.clear();
+        wire.b.delivered.clear();
+        wire.carry(std::mem::take(&mut late));
+        if round > 1 {
+            assert_eq!(wire.b.delivered, [a_to_b(10)], "round {round}");
+            assert_eq!(wire.a.delivered, [b_to_a(10)], "round {round}");
+        }
+        wire.pass(s(1));
+    }
+}
+
+/// A way that takes longer than an answer is waited for: the peer has forgotten its first answer when we get that.
+#[test]
+fn a_slow_way_ends_in_keys_that_both_have() {
+    let mut wire = Wire::new();
+    let first = wire.encrypt(Side::A, &a_to_b(10)).remove(0);
+    wire.pass(s(6));
+    let second = wire.tick(Side::A).remove(0);
+    let mut responses = wire.receive(Side::B, first.from, &first.bytes);
+    wire.pass(s(1));
+    responses.extend(wire.receive(Side::B, second.from, &second.bytes));
+    assert_eq!(responses.len(), 2);
+    for response in responses {
+        wire.carry(vec![response]);
+    }
+    assert!(wire.both_ways());
+    assert_eq!(wire.count(INITIATION), 2);
+}
