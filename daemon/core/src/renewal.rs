@@ -1,8 +1,9 @@
 //! Peers whose tunnels went from userspace to the kernel: they are forgotten, and taken up anew by the next diff.
 //!
 //! A handshake carries the time, and a device takes none that is not later than the last (WireGuard whitepaper,
-//! section 5.1). boringtun's time is 27 s ahead of that of the kernel and of wireguard-go: of the seconds between TAI
-//! and UTC it counts all 37, those the first 10. For so long the new tunnel's handshakes would pass for replays.
+//! section 5.1). The time of `warren-tunnel` is 27 s ahead of that of the kernel and of wireguard-go: of the seconds
+//! between TAI and UTC it counts all 37, as boringtun does, those the first 10. For so long the new tunnel's handshakes
+//! would pass for replays.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

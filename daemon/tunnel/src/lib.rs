@@ -2,8 +2,8 @@
 //!
 //! * [`uapi`]: the standard configuration protocol as types, for servers and clients alike. Pure text,
 //!   but for its blocking `client`.
-//! * [`device`]: the protocol without I/O: packets and datagrams in, datagrams and packets out. The noise
-//!   protocol itself is boringtun's.
+//! * [`device`]: the protocol without I/O: packets and datagrams in, datagrams and packets out; upon
+//!   `noise`, its messages, handshakes and keys.
 //! * [`offload`]: many segments in one piece: splitting them before, coalescing them after. Pure.
 //! * [`runtime`]: the device joined to a TUN interface, UDP sockets and a configuration socket; what the
 //!   program `warren-tunnel` runs.
@@ -13,10 +13,6 @@
 pub mod daemon;
 pub mod demand;
 pub mod device;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "sessions are still boringtun's; these take their place next")
-)]
 mod noise;
 pub mod offload;
 pub mod runtime;

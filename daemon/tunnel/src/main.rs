@@ -88,16 +88,14 @@ fn probe(interface: &str) -> Result<()> {
         .with_context(|| format!("nobody serves {interface} as it should"))
 }
 
-/// Text on standard error. boringtun warns of handshakes that nobody answers, which is no more than a peer
-/// that is switched off; it is heard only when it is named in the filter.
+/// Text on standard error.
 fn start_log(filter: &str) -> Result<()> {
     let filter = match filter {
         "silent" => "off",
         "verbose" => "debug",
         filter => filter,
     };
-    let quiet = if filter.contains("boringtun") { "" } else { ",boringtun=off" };
-    let filter = EnvFilter::try_new(format!("{filter}{quiet}")).context("--log takes a level or a filter")?;
+    let filter = EnvFilter::try_new(filter).context("--log takes a level or a filter")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

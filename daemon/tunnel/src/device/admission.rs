@@ -9,23 +9,18 @@
 //! ```
 //!
 //! Whitepaper sections 5.3 and 5.4.7; kernel `cookie.c` and `ratelimiter.c`.
-//!
-//! boringtun's `Tunn` repeats the check of the MACs with a limiter of its own. Were it the device's, each
-//! handshake would count twice, and one that was admitted as the last below the limit would be refused by
-//! the second look. So every `Tunn` of a device shares [`Gate::inner`], whose limit is out of reach: it
-//! verifies mac1 again, which costs a microsecond, and never asks for a cookie.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use boringtun::noise::rate_limiter::RateLimiter;
-use boringtun::noise::{Packet, TunnResult};
 use x25519_dalek::PublicKey;
 
 use super::drops::Drop;
+use crate::noise::mac::Checker;
+use crate::noise::message::{COOKIE_REPLY, Handshake};
 
 /// Handshake messages per second beyond which the device is under load. An initiation costs four
 /// Diffie-Hellman of about 50 µs, so this many cost a fifth of a core; and a restart of a node with a
@@ -47,11 +42,9 @@ const FULL: Duration = Duration::from_millis(1000 / TOKENS_PER_SECOND as u64 * T
 /// The gate of one identity: a new private key needs a new gate, because MACs are keyed by public keys.
 pub struct Gate {
     limit: u64,
-    /// Handshake messages with a right mac1 in this second. It mirrors the count inside `limiter`, which
-    /// does not tell it.
+    /// Handshake messages with a right mac1 in this second.
     seen: AtomicU64,
-    limiter: RateLimiter,
-    inner: Arc<RateLimiter>,
+    checker: Checker,
     sources: Mutex<Sources>,
 }
 
@@ -59,8 +52,8 @@ pub struct Gate {
 pub enum Verdict {
     /// Go on.
     Admit,
-    /// Send the first so many bytes of the buffer back to the source.
-    Cookie(usize),
+    /// Send this back to the source.
+    Cookie([u8; COOKIE_REPLY]),
     /// Drop it.
     Refuse(Drop),
 }
@@ -71,36 +64,31 @@ impl Gate {
         Self {
             limit,
             seen: AtomicU64::new(0),
-            limiter: RateLimiter::new(public_key, limit),
-            inner: Arc::new(RateLimiter::new(public_key, u64::MAX)),
+            checker: Checker::new(public_key, now),
             sources: Mutex::new(Sources { full_at: HashMap::new(), swept: now }),
         }
     }
 
-    /// The limiter for the device's `Tunn`s, see the module's text.
-    pub fn inner(&self) -> Arc<RateLimiter> {
-        self.inner.clone()
-    }
-
-    /// Judges a handshake message from `source`. `reply` takes a cookie reply, at least 64 bytes.
-    pub fn judge(&self, source: IpAddr, datagram: &[u8], reply: &mut [u8], now: Instant) -> Verdict {
-        let verdict = match self.limiter.verify_packet(Some(source), datagram, reply) {
-            Ok(Packet::HandshakeInit(_) | Packet::HandshakeResponse(_)) => Verdict::Admit,
-            Err(TunnResult::WriteToNetwork(cookie)) => Verdict::Cookie(cookie.len()),
-            _ => return Verdict::Refuse(Drop::Invalid),
-        };
-        let under_load = self.seen.fetch_add(1, Ordering::Relaxed) >= self.limit;
-        match verdict {
-            Verdict::Admit if under_load && !self.sources().take(source, now) => {
-                Verdict::Refuse(Drop::RateLimited)
-            }
-            verdict => verdict,
+    /// Judges a handshake message from `source`.
+    pub fn judge(&self, message: &impl Handshake, source: SocketAddr, now: Instant) -> Verdict {
+        if !self.checker.is_mac1_right(message) {
+            return Verdict::Refuse(Drop::Invalid);
+        }
+        if self.seen.fetch_add(1, Ordering::Relaxed) < self.limit {
+            return Verdict::Admit;
+        }
+        if !self.checker.is_mac2_right(message, source, now) {
+            return Verdict::Cookie(self.checker.reply(message, source, now));
+        }
+        if self.sources().take(source.ip(), now) {
+            Verdict::Admit
+        } else {
+            Verdict::Refuse(Drop::RateLimited)
         }
     }
 
     /// To be called once a second: starts a new second, forgets idle sources.
     pub fn new_second(&self, now: Instant) {
-        self.limiter.reset_count();
         self.seen.store(0, Ordering::Relaxed);
         self.sources().sweep(now);
     }

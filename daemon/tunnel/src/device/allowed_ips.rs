@@ -89,3 +89,14 @@ pub fn destination(packet: &[u8]) -> Option<IpAddr> {
         _ => None,
     }
 }
+
+/// The length of an IP packet with padding behind it, and its source. `None` if it is no IP packet, or cut short.
+pub fn source(padded: &[u8]) -> Option<(usize, IpAddr)> {
+    let number = |at: usize| usize::from(u16::from_be_bytes([padded[at], padded[at + 1]]));
+    let (len, source) = match padded.first()? >> 4 {
+        4 if padded.len() >= 20 => (number(2), <[u8; 4]>::try_from(&padded[12..16]).ok()?.into()),
+        6 if padded.len() >= 40 => (40 + number(4), <[u8; 16]>::try_from(&padded[8..24]).ok()?.into()),
+        _ => return None,
+    };
+    (20..=padded.len()).contains(&len).then_some((len, source))
+}

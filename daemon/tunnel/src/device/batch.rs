@@ -103,7 +103,6 @@ impl<T> Batch<T> {
     }
 
     /// Adds an item that lies elsewhere. The caller has seen that there is room.
-    #[cfg(test)]
     pub fn push(&mut self, item: &[u8], note: T) {
         self.room()[..item.len()].copy_from_slice(item);
         self.commit(item.len(), note);

@@ -1,6 +1,6 @@
 //! What a device is configured to be, and how an update changes it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,13 +8,14 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use rand_core::{OsRng, RngCore};
-use x25519_dalek::{PublicKey as X25519Public, StaticSecret};
+use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use super::admission::Gate;
 use super::allowed_ips::AllowedIps;
 use super::peer::{Peer, PublicKey, of_lane};
-use super::session::{Budget, INDICES, Session};
+use super::session::{Budget, Session};
+use crate::noise::handshake::LocalKey;
 use crate::uapi::{DeviceState, DeviceUpdate, PeerState, PeerUpdate, SecretKey};
 
 /// As many as the kernel takes (`messages.h`, MAX_PEERS_PER_DEVICE); far below the 2^24 indices.
@@ -49,8 +50,7 @@ impl ApplyError {
 
 /// The own key pair, and the gate that is keyed by it.
 pub struct Identity {
-    pub(super) private: StaticSecret,
-    pub(super) public: X25519Public,
+    pub(super) local: LocalKey,
     pub(super) gate: Gate,
 }
 
@@ -135,12 +135,13 @@ impl Table {
             self.allowed = AllowedIps::default();
         }
         for peer in &update.peers {
-            self.apply_peer(peer, now);
+            self.apply_peer(peer);
         }
     }
 
-    fn apply_peer(&mut self, update: &PeerUpdate, now: Instant) {
-        let own = self.identity.as_ref().is_some_and(|own| own.public.as_bytes() == &update.public_key);
+    fn apply_peer(&mut self, update: &PeerUpdate) {
+        let own =
+            self.identity.as_ref().is_some_and(|own| own.local.public().as_bytes() == &update.public_key);
         if update.remove {
             return self.remove_peer(&update.public_key);
         }
@@ -150,7 +151,7 @@ impl Table {
         }
         let peer = self.find_or_create(update.public_key);
         if let Some(psk) = &update.preshared_key {
-            self.set_psk(&peer, psk, now);
+            peer.sessions().for_each(|(_, mut session)| session.set_psk(psk));
         }
         if let Some(endpoint) = update.endpoint {
             peer.set_endpoint(canonical(endpoint));
@@ -177,12 +178,11 @@ impl Table {
         if let Some(peer) = self.peers.get(&key) {
             return peer.clone();
         }
-        let indices: Vec<_> = self.fresh_indices();
-        let sessions = indices.iter().map(|indices| Session::new(key.into(), *indices, self.waiting.clone()));
-        let peer = Arc::new(Peer::new(key, sessions));
-        for (lane, indices) in indices.into_iter().enumerate() {
-            self.indices.extend(indices.map(|index| (index, (peer.clone(), lane))));
-        }
+        let indices = self.fresh_indices();
+        let session = |index| Session::new(key.into(), index, random() as u8, self.waiting.clone());
+        let peer = Arc::new(Peer::new(key, indices.iter().copied().map(session)));
+        let lanes = indices.into_iter().enumerate();
+        self.indices.extend(lanes.map(|(lane, index)| (index, (peer.clone(), lane))));
         self.peers.insert(key, peer.clone());
         peer
     }
@@ -190,80 +190,42 @@ impl Table {
     fn remove_peer(&mut self, key: &PublicKey) {
         let Some(peer) = self.peers.remove(key) else { return };
         for (_, session) in peer.sessions() {
-            session.indices().for_each(|index| drop(self.indices.remove(&index)));
+            self.indices.remove(&session.index());
         }
         self.allowed.remove_all(key);
-    }
-
-    fn set_psk(&mut self, peer: &Arc<Peer>, psk: &SecretKey, now: Instant) {
-        for (lane, mut session) in peer.sessions() {
-            if session.psk_differs(psk) {
-                let fresh = self.fresh_index();
-                let unused = session.set_psk(psk, fresh, now);
-                self.replace_index(unused, fresh, peer, lane);
-            }
-        }
     }
 
     /// Setting the key that is already set changes nothing: `wg syncconf` does so each time.
     fn set_private_key(&mut self, key: &SecretKey, now: Instant) {
         let identity = (**key != [0; 32]).then(|| {
-            let private = StaticSecret::from(*clamp(key));
-            let public = X25519Public::from(&private);
-            let gate = Gate::new(&public, self.handshakes_per_second, now);
-            Identity { private, public, gate }
+            let local = LocalKey::new(StaticSecret::from(*clamp(key)));
+            let gate = Gate::new(local.public(), self.handshakes_per_second, now);
+            Identity { local, gate }
         });
-        let public = |identity: &Option<Identity>| identity.as_ref().map(|identity| identity.public);
+        let public = |identity: &Option<Identity>| identity.as_ref().map(|identity| *identity.local.public());
         if public(&identity) == public(&self.identity) {
             return;
         }
         if let Some(identity) = &identity {
-            self.remove_peer(identity.public.as_bytes());
+            self.remove_peer(identity.local.public().as_bytes());
         }
         self.identity = identity;
-        let peers: Vec<_> = self.peers.values().cloned().collect();
-        for peer in peers {
-            for (lane, mut session) in peer.sessions() {
-                let fresh = self.fresh_index();
-                let unused = session.new_identity(fresh, now);
-                self.replace_index(unused, fresh, &peer, lane);
-            }
+        for peer in self.peers.values() {
+            peer.sessions().for_each(|(_, mut session)| session.new_identity());
         }
     }
 
-    fn replace_index(&mut self, unused: Option<u32>, fresh: u32, peer: &Arc<Peer>, lane: usize) {
-        if let Some(unused) = unused {
-            self.indices.remove(&unused);
-        }
-        self.indices.insert(fresh, (peer.clone(), lane));
-    }
-
-    /// Forgets the indices of retired keys.
-    pub(super) fn forget_indices(&mut self, over: &[u32]) {
-        over.iter().for_each(|index| drop(self.indices.remove(index)));
-    }
-
-    /// A random index that nobody has: an attacker who does not see our traffic cannot guess where a
-    /// message for us would have to go.
-    fn fresh_index(&self) -> u32 {
-        loop {
-            let index = OsRng.next_u32() >> 8;
-            if !self.indices.contains_key(&index) {
-                return index;
+    /// Random indices that nobody has, for the lanes of a new peer: an attacker who does not see our traffic cannot guess
+    /// where a message for us would have to go.
+    fn fresh_indices(&self) -> Vec<u32> {
+        let mut fresh = Vec::with_capacity(self.lanes.into());
+        while fresh.len() < self.lanes.into() {
+            let index = random() >> 8;
+            if !self.indices.contains_key(&index) && !fresh.contains(&index) {
+                fresh.push(index);
             }
         }
-    }
-
-    /// Those of a new peer, for each lane.
-    fn fresh_indices(&self) -> Vec<[u32; INDICES]> {
-        let mut taken = HashSet::new();
-        let mut fresh = || loop {
-            let index = self.fresh_index();
-            if taken.insert(index) {
-                return index;
-            }
-        };
-        (0..self.lanes).map(|_| std::array::from_fn(|_| fresh())).collect()
+        fresh
     }
 
     #[cfg(test)]
@@ -276,7 +238,7 @@ impl Table {
         let mut peers: Vec<PeerState> = self.peers.values().map(|peer| self.peer_state(peer)).collect();
         peers.sort_unstable_by_key(|peer| peer.public_key);
         DeviceState {
-            private_key: self.identity.as_ref().map(|own| Zeroizing::new(own.private.to_bytes())),
+            private_key: self.identity.as_ref().map(|own| Zeroizing::new(own.local.secret().to_bytes())),
             peers,
             ..DeviceState::default()
         }
@@ -290,6 +252,10 @@ impl Table {
         peer.sessions().for_each(|(_, session)| session.report(&mut state));
         state
     }
+}
+
+fn random() -> u32 {
+    OsRng.next_u32()
 }
 
 /// Indices are random and nobody else's choice, so they are spread as they are.

@@ -8,8 +8,7 @@
 //! ```
 //!
 //! There are no sockets, threads or sleeps here, so two devices can be joined by a test that sees, drops,
-//! repeats and garbles whatever passes between them. Time comes in with each call ([`Clock`]); only
-//! boringtun's own timers look at the system's clock.
+//! repeats and garbles whatever passes between them. Time comes in with each call ([`Clock`]).
 //!
 //! **Lanes.** Several threads may use a device at once. Each takes a [`Lane`] for one batch of packets: a
 //! read lock on the configuration, released when it is dropped. Within it, a packet locks the one session
@@ -32,9 +31,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use boringtun::noise::handshake::parse_handshake_anon;
-use boringtun::noise::{HandshakeInit, Packet, Tunn};
-
 pub use admission::HANDSHAKES_PER_SECOND;
 pub use batch::{Batch, Datagrams, Destination, MAX_PACKET, Packets, Path, ROOM, Run};
 pub use config::{ApplyError, canonical};
@@ -43,8 +39,9 @@ pub use drops::{Count, Drop, Drops};
 use admission::Verdict;
 use config::{Identity, Table};
 use peer::PublicKey;
-use session::Message;
 
+use crate::noise::handshake::Responder;
+use crate::noise::message::{CookieReply, Data, Handshake, Initiation, Message, Response};
 use crate::offload::{SPARE, Segments};
 use crate::uapi::{DeviceState, DeviceUpdate};
 
@@ -61,7 +58,7 @@ pub const OVERHEAD: usize = 32;
 pub const HANDSHAKES_PER_TICK: usize = 8;
 
 /// How long packets have the lane for themselves before the next handshakes: with 8 in between, 1,600 a second. Handshakes
-/// that have begun at once so come apart, as by the jitter of the kernel's timers, which boringtun does not have.
+/// that have begun at once so come apart, as they do later by the jitter of the timers.
 pub const PAUSE: Duration = Duration::from_millis(5);
 
 /// The time of a batch.
@@ -69,7 +66,7 @@ pub const PAUSE: Duration = Duration::from_millis(5);
 pub struct Clock {
     /// For everything that elapses.
     pub now: Instant,
-    /// For what people read: the time of the last handshake.
+    /// For what people read, the time of the last handshake, and for what peers compare, that in our initiations.
     pub wall: SystemTime,
 }
 
@@ -169,7 +166,6 @@ impl Device {
         out: &mut Datagrams,
         mut flush: impl FnMut(&mut Datagrams),
     ) -> bool {
-        let mut over = Vec::new();
         let table = self.read();
         if let Some(identity) = &table.identity
             && self.is_new_second(clock.now)
@@ -188,17 +184,13 @@ impl Device {
             if let Some(mut session) = peer.session(lane) {
                 // A lane that is no longer used only ends what it has begun.
                 let keepalive = peer.keepalive_interval().filter(|_| lane < peer.lanes().into());
-                over.extend(session.tick(&context, keepalive, out));
+                session.tick(&context, keepalive, out);
             }
             if context.begun.get() >= HANDSHAKES_PER_TICK {
                 turn.store(number + 1, Ordering::Relaxed);
                 all = false;
                 break;
             }
-        }
-        drop(table);
-        if !over.is_empty() {
-            self.table.write().unwrap_or_else(PoisonError::into_inner).forget_indices(&over);
         }
         all
     }
@@ -208,6 +200,13 @@ impl Device {
     fn held(&self) -> (usize, usize) {
         let table = self.read();
         (table.indices(), table.waiting.taken())
+    }
+
+    /// How many keys of handshakes there are, of all peers.
+    #[cfg(test)]
+    fn keys_held(&self) -> usize {
+        let table = self.read();
+        table.peers().flat_map(|peer| peer.sessions()).map(|(_, session)| session.keys_held()).sum()
     }
 
     fn is_new_second(&self, now: Instant) -> bool {
@@ -276,32 +275,30 @@ impl Lane<'_> {
         if bytes.len() > MAX_PACKET {
             return self.drop(Drop::Invalid);
         }
-        // With room, no buffer that boringtun gets is ever too small, which would make it panic.
         if !out.has_room() || !packets.has_room() {
             return self.drop(Drop::NoRoom);
         }
         let Path { remote, local } = path.into();
         let path = Path { remote: canonical(remote), local: local.map(|local| local.to_canonical()) };
-        let message = |index| Message { path, index, bytes };
-        match Tunn::parse_incoming_packet(bytes) {
-            Ok(Packet::PacketData(data)) => self.data(message(data.receiver_idx), out, packets),
-            Ok(Packet::HandshakeInit(init)) => self.initiation(&init, message(0), out),
-            Ok(Packet::HandshakeResponse(response)) => self.response(message(response.receiver_idx), out),
-            Ok(Packet::PacketCookieReply(cookie)) => self.cookie(message(cookie.receiver_idx), out),
-            Err(_) => self.drop(Drop::Invalid),
+        match Message::parse(bytes) {
+            Some(Message::Data(data)) => self.data(&data, path, bytes.len(), out, packets),
+            Some(Message::Initiation(initiation)) => self.initiation(&initiation, path, out),
+            Some(Message::Response(response)) => self.response(&response, path, out),
+            Some(Message::CookieReply(cookie)) => self.cookie(&cookie),
+            None => self.drop(Drop::Invalid),
         }
     }
 
-    fn data(&self, message: Message<'_>, out: &mut Datagrams, packets: &mut Packets) {
-        let Some((peer, lane)) = self.table.by_index(message.index) else {
+    fn data(&self, data: &Data<'_>, path: Path, len: usize, out: &mut Datagrams, packets: &mut Packets) {
+        let Some((peer, lane)) = self.table.by_index(data.receiver()) else {
             return self.drop(Drop::UnknownIndex);
         };
         let Some(mut session) = peer.session(lane) else { return };
-        let received = session.receive_data(&self.context(lane), message, out, packets);
-        let Some((len, source)) = received else { return };
+        let received = session.receive_data(&self.context(lane), data, path, out, packets);
+        let Some((packet, source)) = received else { return };
         if self.owner(source) == Some(peer.public_key) {
-            session.account(message.bytes.len());
-            packets.commit(len, ());
+            session.account(len);
+            packets.commit(packet, ());
         } else {
             self.drop(Drop::BadSource);
         }
@@ -319,52 +316,51 @@ impl Lane<'_> {
         Some(owner)
     }
 
-    /// The gate first, then one Diffie-Hellman to learn who it claims to be, then the rest.
-    fn initiation(&self, init: &HandshakeInit<'_>, message: Message<'_>, out: &mut Datagrams) {
+    /// The gate first, then two Diffie-Hellman to learn who it is, then the rest.
+    fn initiation(&self, initiation: &Initiation<'_>, path: Path, out: &mut Datagrams) {
         let Some(identity) = &self.table.identity else { return self.drop(Drop::NoPrivateKey) };
-        if !self.admit(identity, message, out) {
+        if !self.admit(identity, initiation, path, out) {
             return;
         }
-        let Ok(half) = parse_handshake_anon(&identity.private, &identity.public, init) else {
+        let Ok(responder) = Responder::read(&identity.local, initiation) else {
             return self.drop(Drop::BadHandshake);
         };
-        let Some(peer) = self.table.peer(&half.peer_static_public) else {
+        let Some(peer) = self.table.peer(responder.peer().as_bytes()) else {
             return self.drop(Drop::BadHandshake);
         };
         let (lane, mut session) = peer.session_for(self.number);
-        session.receive_initiation(&self.context(lane), identity, message, out);
+        session.receive_initiation(&self.context(lane), responder, path, out);
     }
 
     /// Who answers nothing of ours is dropped before the gate, so a flood with wrong indices neither costs
     /// nor counts. A right index makes it pass the gate like any handshake: it can be overheard.
-    fn response(&self, message: Message<'_>, out: &mut Datagrams) {
+    fn response(&self, response: &Response<'_>, path: Path, out: &mut Datagrams) {
         let Some(identity) = &self.table.identity else { return self.drop(Drop::NoPrivateKey) };
-        let Some((peer, lane)) = self.table.by_index(message.index) else {
+        let Some((peer, lane)) = self.table.by_index(response.receiver()) else {
             return self.drop(Drop::UnknownIndex);
         };
-        if !self.admit(identity, message, out) {
+        if !self.admit(identity, response, path, out) {
             return;
         }
         let Some(mut session) = peer.session(lane) else { return };
-        session.receive_response(&self.context(lane), message, out);
+        session.receive_response(&self.context(lane), response, path, out);
     }
 
-    fn cookie(&self, message: Message<'_>, out: &mut Datagrams) {
-        let Some((peer, lane)) = self.table.by_index(message.index) else {
+    fn cookie(&self, cookie: &CookieReply<'_>) {
+        let Some((peer, lane)) = self.table.by_index(cookie.receiver()) else {
             return self.drop(Drop::UnknownIndex);
         };
         let Some(mut session) = peer.session(lane) else { return };
-        session.receive_cookie(&self.context(lane), message, out);
+        session.receive_cookie(&self.context(lane), cookie);
     }
 
-    fn admit(&self, identity: &Identity, message: Message<'_>, out: &mut Datagrams) -> bool {
-        let Message { path, bytes, .. } = message;
-        match identity.gate.judge(path.remote.ip(), bytes, out.room(), self.clock.now) {
+    fn admit(&self, identity: &Identity, message: &impl Handshake, path: Path, out: &mut Datagrams) -> bool {
+        match identity.gate.judge(message, path.remote, self.clock.now) {
             Verdict::Admit => return true,
             Verdict::Refuse(reason) => self.drop(reason),
-            Verdict::Cookie(len) => {
+            Verdict::Cookie(reply) => {
                 // It belongs to no session yet, so it leaves by the way the handshake came.
-                out.commit(len, path.by(self.number));
+                out.push(&reply, path.by(self.number));
                 self.drop(Drop::CookieSent);
             }
         }

@@ -50,7 +50,8 @@ impl LocalKey {
         &self.public
     }
 
-    pub(super) fn secret(&self) -> &StaticSecret {
+    /// What only we know.
+    pub fn secret(&self) -> &StaticSecret {
         &self.secret
     }
 }

@@ -29,6 +29,10 @@ pub mod replay;
 #[cfg(test)]
 mod tests;
 pub mod timestamp;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "packets are opened into a batch; in place only by tests so far")
+)]
 pub mod transport;
 
 /// Why a message, or a packet, is not taken.

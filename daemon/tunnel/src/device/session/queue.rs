@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::device::drops::Drop as Reason;
 
-/// Packets that wait in one session at most, as boringtun has it.
+/// Packets that wait in one session at most; the kernel keeps 128, boringtun as many as here.
 const PACKETS: usize = 256;
 
 /// Bytes that wait on a device at most, beyond one packet for each session: those with which TCP begins (10 segments, RFC

@@ -145,8 +145,8 @@ fn a_psk_changes_under_traffic_without_loss() {
         wire.b.delivered.clear();
         wire.carry(in_flight);
         assert!(wire.b.delivered.contains(&a_to_b(3)));
-        // Past the deadline of the old keys only the new ones can be at work. boringtun repeats a failed
-        // handshake after 5 seconds of its own clock; a fresh initiation of the other end does not wait.
+        // Past the deadline of the old keys only the new ones can be at work. A failed handshake is repeated after 5
+        // seconds; a fresh initiation of the other end does not wait.
         wire.pass(Duration::from_millis(30));
         assert!(wire.both_ways());
         wire.pass(Duration::from_secs(181));
@@ -196,16 +196,15 @@ fn under_load_a_cookie_opens_the_gate() {
     assert!(wire.both_ways());
 }
 
-/// boringtun repeats an initiation after 5 seconds of its own clock.
+/// A repeats an initiation after 5 seconds and a third at most.
 fn next_initiation(wire: &mut Wire) -> Seen {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
+    for _ in 0..54 {
+        wire.pass(Duration::from_millis(100));
         if let Some(seen) = wire.tick(Side::A).into_iter().find(|seen| seen.bytes[0] == INITIATION) {
             return seen;
         }
-        assert!(Instant::now() < deadline, "no retransmission");
-        std::thread::sleep(Duration::from_millis(50));
     }
+    panic!("no retransmission");
 }
 
 #[test]
@@ -271,6 +270,7 @@ fn answers_that_cannot_be_used_replace_no_live_session() {
     for _ in 0..20 {
         let initiation = initiation(&mut stranger);
         wire.pass(Duration::from_secs(5));
+        wire.tick(Side::A);
         assert_eq!(wire.receive(Side::B, wire.a.address, &initiation).len(), 1, "B answers");
         assert!(wire.both_ways());
     }

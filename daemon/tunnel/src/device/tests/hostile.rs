@@ -110,6 +110,11 @@ fn an_authenticated_peer_may_send_nonsense() {
     too_long[2] = 0xff;
     assert!(!wire.send(Side::A, &too_long));
     assert_eq!(wire.b.dropped(Drop::BadPacket), 1);
+    // A length that ends inside the header.
+    let mut too_short = a_to_b(10);
+    too_short[2..4].copy_from_slice(&[0, 19]);
+    wire.send(Side::A, &too_short);
+    assert_eq!((wire.b.dropped(Drop::BadPacket), wire.b.delivered.len()), (2, 0));
     assert!(wire.a.peer(b).tx_bytes > 0);
     assert!(wire.both_ways());
 }

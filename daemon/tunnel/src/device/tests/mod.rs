@@ -4,7 +4,9 @@ mod config;
 mod handshake;
 mod hostile;
 mod lanes;
+mod long;
 mod many;
+mod rekeying;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
@@ -119,7 +121,7 @@ impl Wire {
         Clock { now: self.now, wall: SystemTime::now() }
     }
 
-    /// Time passes, without ticks. It does for the devices; boringtun's own clock cannot be moved.
+    /// Time passes, without ticks.
     fn pass(&mut self, time: Duration) {
         self.now += time;
     }
