@@ -133,7 +133,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_watch_ends_in_the_middle_of_a_line_as_at_its_end() {
-        let half = event(2)[..20].as_bytes().to_vec();
+        let half = event(2).as_bytes()[..20].to_vec();
         assert_eq!(read_all(vec![Ok(event(1).into_bytes()), Ok(half.clone())]).await, ["1"]);
         let cut = io::Error::other(io::Error::from(io::ErrorKind::UnexpectedEof));
         assert_eq!(read_all(vec![Ok(event(1).into_bytes()), Ok(half), Err(cut)]).await, ["1"]);
