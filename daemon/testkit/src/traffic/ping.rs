@@ -26,6 +26,10 @@ static NEXT_ID: AtomicU16 = AtomicU16::new(1);
 /// ping then sends it an interval later.
 const ROOM: &str = "200000";
 
+/// By how many later answers one may be overtaken. A processor that is kept busy holds up what it received, while others
+/// hand on what came after.
+const OVERTAKEN: u32 = 32;
+
 /// How to ping.
 #[derive(Debug, Clone, Copy)]
 pub struct Ping {
@@ -117,7 +121,7 @@ impl Ping {
         if self.interval.is_zero() {
             // The first goes ahead and the others follow as one conversation: connection tracking drops all but one of
             // several packets that begin a conversation at once.
-            let id = NEXT_ID.fetch_add(1, Ordering::Relaxed).to_string();
+            let id = next_id();
             self.part(from, to, &["-e", &id, "-c", "1"], &mut tally)?;
             let rest = self.count.saturating_sub(1).to_string();
             if self.count > 1 {
@@ -167,6 +171,10 @@ impl Ping {
     }
 }
 
+fn next_id() -> String {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
 /// Reads ping's lines.
 #[derive(Debug, Default)]
 struct Tally {
@@ -211,8 +219,18 @@ impl Tally {
         }
     }
 
+    /// Those of the first `sent` requests that were not answered.
+    fn missing(&self, sent: u32) -> impl Iterator<Item = u32> {
+        (1..=sent).filter(|number| !self.answered.contains(number))
+    }
+
+    /// Whether none of the first `sent` requests can still be answered.
+    fn settled(&self, sent: u32) -> bool {
+        self.highest >= sent + OVERTAKEN || self.missing(sent).next().is_none()
+    }
+
     fn answers(&self, sent: u32) -> Answers {
-        let missing: Vec<u32> = (1..=sent).filter(|number| !self.answered.contains(number)).collect();
+        let missing: Vec<u32> = self.missing(sent).collect();
         Answers {
             sent,
             received: sent - missing.len() as u32,
@@ -235,16 +253,31 @@ pub struct Flood {
 impl Flood {
     /// Starts to ping `to` from inside `from`, and returns once the first answer came.
     pub fn start(from: &Netns, to: IpAddr, interval: Duration) -> Result<Self> {
-        let mut flood = Self::start_unanswered(from, to, interval)?;
-        flood.await_answer(Duration::from_secs(5))?;
+        let id = next_id();
+        // It goes ahead and is not counted; see [`Ping::run`]. What encrypts in batches makes those that do not wait for
+        // the first answer arrive at once.
+        let ahead = Ping { count: 1, ..Ping::default() };
+        let limit = Duration::from_secs(5);
+        wait::until(&format!("an answer to a ping from {} to {to}", from.name()), limit, || {
+            let mut tally = Tally::default();
+            ahead.part(from, to, &["-e", &id, "-c", "1"], &mut tally)?;
+            tally.answers(1).complete()
+        })?;
+        let mut flood = Self::spawn(from, to, interval, &id)?;
+        flood.await_answer(limit)?;
         Ok(flood)
     }
 
     /// [`Flood::start`] where no answer is expected (yet).
     pub fn start_unanswered(from: &Netns, to: IpAddr, interval: Duration) -> Result<Self> {
+        Self::spawn(from, to, interval, &next_id())
+    }
+
+    fn spawn(from: &Netns, to: IpAddr, interval: Duration, id: &str) -> Result<Self> {
         let what = format!("ping from {} to {to}", from.name());
         let mut child = Ping { interval, ..Ping::default() }
             .command(from, to)
+            .args(["-e", id])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -283,16 +316,22 @@ impl Flood {
         })
     }
 
-    /// Waits until requests are answered again, and stops. A request is lost when a later one was answered
-    /// and it was not; so those on their way at the end are not taken for lost, and an outage that has not
-    /// ended is an error.
+    /// Waits until requests are answered again, and stops. A request is lost when [`OVERTAKEN`] later ones were
+    /// answered and it was not; so those on their way at the end are not taken for lost, and an outage that
+    /// has not ended is an error.
     pub fn stop(mut self) -> Result<Answers> {
+        let limit = Duration::from_secs(10);
         // Two answers: the first may have been on its way when the caller decided to stop.
-        self.await_answer(Duration::from_secs(10))?;
-        self.await_answer(Duration::from_secs(10))?;
+        self.await_answer(limit)?;
+        self.await_answer(limit)?;
+        let sent = self.highest();
+        wait::until(&format!("the last answers to the {}", self.what), limit, || {
+            let tally = self.tally.lock().expect("nobody panics with the tally");
+            ensure!(tally.settled(sent), "{}", tally.answers(sent));
+            Ok(())
+        })?;
         self.end()?;
-        let tally = self.tally.lock().expect("nobody panics with the tally");
-        Ok(tally.answers(tally.highest))
+        Ok(self.tally.lock().expect("nobody panics with the tally").answers(sent))
     }
 
     /// Stops, whatever is on its way; returns the number of answers.
@@ -353,6 +392,19 @@ mod tests {
         assert_eq!(answers.silence.as_millis(), 400, "from second 17000.5 to 17000.9");
         assert!(answers.complete().is_err());
         assert!(tally(&[1, 2, 3]).answers(3).complete().is_ok());
+    }
+
+    #[test]
+    fn what_was_overtaken_may_still_be_answered() {
+        assert!(tally(&[1, 2, 3]).settled(3));
+        assert!(!tally(&[1, 2, 5]).settled(5), "3 and 4 may be on their way");
+        assert!(tally(&[1, 2, 5, 3, 4]).settled(5));
+        assert!(tally(&[1, 2, 5, 7]).settled(2), "what came after 2 does not matter");
+        let numbers: Vec<u32> = (5..5 + OVERTAKEN).collect();
+        assert!(!tally(&numbers).settled(5));
+        let lost = tally(&[&numbers[..], &[5 + OVERTAKEN]].concat());
+        assert!(lost.settled(5));
+        assert_eq!(lost.answers(5).missing, [1, 2, 3, 4]);
     }
 
     #[test]
