@@ -3,15 +3,14 @@
 use super::*;
 
 impl Wire {
-    /// Time passes, and both ends do what is due, as often as devices look.
+    /// Time passes, and both ends do what is due, as often as devices look, and at the same moment.
     fn rest(&mut self, time: Duration) {
         let until = self.now + time;
         while self.now < until {
             self.pass(Duration::from_millis(250));
-            for side in [Side::A, Side::B] {
-                let sent = self.tick(side);
-                self.carry(sent);
-            }
+            let mut sent = self.tick(Side::A);
+            sent.extend(self.tick(Side::B));
+            self.carry(sent);
         }
     }
 
