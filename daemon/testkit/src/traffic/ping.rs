@@ -316,7 +316,7 @@ impl Flood {
         })
     }
 
-    /// Waits until requests are answered again, and stops. A request is lost when [`OVERTAKEN`] later ones were
+    /// Waits until requests are answered again, and stops. A request is lost when `OVERTAKEN` later ones were
     /// answered and it was not; so those on their way at the end are not taken for lost, and an outage that
     /// has not ended is an error.
     pub fn stop(mut self) -> Result<Answers> {
