@@ -11,7 +11,7 @@
 //! * [`handshake`]: the two roles of Noise_IKpsk2 by the crate `snow` (5.4.2 to 5.4.5), which gets its primitives from
 //!   [`primitives`]; the initiation's time from [`timestamp`].
 //! * [`mac`]: what shows before any Diffie-Hellman that a handshake message is worth one (5.4.4, 5.4.7).
-//! * [`transport`]: sealing and opening packets where they lie (5.4.6), with the window against replays of [`replay`], and
+//! * [`transport`]: sealing and opening packets (5.4.6), with the window against replays of [`replay`], and
 //!   with the AEAD of [`aead`].
 //!
 //! A [`transport::Transport`] belongs to one lane at a time, so it has no locks: sealing and opening are `&mut self`.
@@ -29,10 +29,6 @@ pub mod replay;
 #[cfg(test)]
 mod tests;
 pub mod timestamp;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "packets are opened into a batch; in place only by tests so far")
-)]
 pub mod transport;
 
 /// Why a message, or a packet, is not taken.

@@ -1,10 +1,10 @@
-//! A session: data under the keys of one handshake (whitepaper section 5.4.6), sealed and opened where it lies.
+//! A session: data under the keys of one handshake (whitepaper section 5.4.6).
 //!
 //! ```text
 //!              0        16                    16+n      32+n
 //!   to seal    │  room   │ packet             │  room   │          any bytes in the room
 //!   sealed     │ header  │ ciphertext         │  tag    │
-//!   opened     │ header  │ packet             │  tag    │          the packet is lent to the caller
+//!   opened               │ packet             │                    elsewhere
 //! ```
 
 use std::fmt;
@@ -84,21 +84,8 @@ impl Transport {
         self.seal(out, packet.len())
     }
 
-    /// Opens a datagram that was [parsed](super::message::Message::parse) as data, in place. The packet may be empty (a
-    /// keepalive), or padded; that there is one in it is for the caller to see.
-    ///
-    /// # Errors
-    /// Then it is to be dropped; of an unauthentic one the bytes are spoilt.
-    pub fn open<'a>(&mut self, datagram: &'a mut [u8]) -> Result<&'a mut [u8], Error> {
-        let counter = self.counter(&Data::parse(datagram).ok_or(Error::Data)?)?;
-        let sealed = &mut datagram[DATA_HEADER..];
-        let (packet, tag) = sealed.split_last_chunk_mut::<TAG>().ok_or(Error::Data)?;
-        self.receiving.open(counter, packet, tag)?;
-        self.received.note(counter);
-        Ok(packet)
-    }
-
-    /// Opens data into the beginning of `out`, which needs room for the packet alone.
+    /// Opens data into the beginning of `out`, which needs room for the packet alone. The packet may be empty (a keepalive), or
+    /// padded; that there is one in it is for the caller to see.
     ///
     /// # Errors
     /// Then it is to be dropped, and what was written is nothing.
@@ -140,6 +127,16 @@ impl fmt::Debug for Transport {
 }
 
 #[cfg(test)]
+impl Transport {
+    /// Opens a whole datagram, which need not be one of data.
+    pub fn open(&mut self, datagram: &[u8]) -> Result<Vec<u8>, Error> {
+        let data = Data::parse(datagram).ok_or(Error::Data)?;
+        let mut out = vec![0; datagram.len()];
+        self.open_into(&data, &mut out).map(|packet| packet.to_vec())
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use zeroize::Zeroizing;
 
@@ -160,10 +157,6 @@ mod tests {
         datagram
     }
 
-    fn opened(to: &mut Transport, datagram: &[u8]) -> Result<Vec<u8>, Error> {
-        to.open(&mut datagram.to_vec()).map(|packet| packet.to_vec())
-    }
-
     #[test]
     fn packets_of_every_length_pass_by_either_way() {
         let (mut a, mut b) = pair();
@@ -174,7 +167,7 @@ mod tests {
             let end = a.seal(&mut buffer, len).unwrap();
             assert_eq!(end, len + DATA_OVERHEAD);
             assert_eq!(buffer[end..], [0xbb; 3]);
-            assert_eq!(b.open(&mut buffer[..end]).unwrap(), packet);
+            assert_eq!(b.open(&buffer[..end]).unwrap(), packet);
             let datagram = sealed(&mut b, &packet);
             let Some(Message::Data(data)) = Message::parse(&datagram) else { panic!() };
             let mut out = vec![0xcc; len + 3];
@@ -203,10 +196,10 @@ mod tests {
         let (mut a, mut b) = pair();
         let datagrams: Vec<_> = (0..100_u8).map(|number| sealed(&mut a, &[number])).collect();
         for (number, datagram) in datagrams.iter().enumerate().rev() {
-            assert_eq!(opened(&mut b, datagram).unwrap(), [number as u8]);
+            assert_eq!(b.open(datagram).unwrap(), [number as u8]);
         }
         for datagram in &datagrams {
-            assert_eq!(opened(&mut b, datagram), Err(Error::Replay));
+            assert_eq!(b.open(datagram), Err(Error::Replay));
             let Some(Message::Data(data)) = Message::parse(datagram) else { panic!() };
             assert_eq!(b.open_into(&data, &mut [0; 100]), Err(Error::Replay));
         }
@@ -218,21 +211,21 @@ mod tests {
         let datagram = sealed(&mut a, b"real");
         let mut forged = datagram.clone();
         forged[8..16].copy_from_slice(&(1_u64 << 50).to_le_bytes());
-        assert_eq!(opened(&mut b, &forged), Err(Error::Data));
-        assert_eq!(opened(&mut b, &datagram).unwrap(), b"real");
+        assert_eq!(b.open(&forged), Err(Error::Data));
+        assert_eq!(b.open(&datagram).unwrap(), b"real");
     }
 
     #[test]
     fn other_sessions_data_is_refused() {
         let (mut a, mut b) = pair();
         let datagram = sealed(&mut b, b"packet");
-        assert_eq!(opened(&mut b, &datagram), Err(Error::Index), "reflected");
+        assert_eq!(b.open(&datagram), Err(Error::Index), "reflected");
         let mut other = datagram.clone();
         other[4] ^= 1;
-        assert_eq!(opened(&mut a, &other), Err(Error::Index));
-        assert_eq!(opened(&mut a, &datagram[..31]), Err(Error::Data));
-        assert_eq!(opened(&mut a, &[]), Err(Error::Data));
-        assert!(opened(&mut a, &datagram).is_ok());
+        assert_eq!(a.open(&other), Err(Error::Index));
+        assert_eq!(a.open(&datagram[..31]), Err(Error::Data));
+        assert_eq!(a.open(&[]), Err(Error::Data));
+        assert!(a.open(&datagram).is_ok());
     }
 
     #[test]
@@ -246,13 +239,13 @@ mod tests {
         let last = sealed(&mut a, b"last");
         assert_eq!(a.seal_from(b"one too many", &mut [0; 100]), Err(Error::WornOut));
         assert_eq!(a.next, REJECT_AFTER_MESSAGES, "it stays worn out");
-        assert_eq!(opened(&mut b, &last).unwrap(), b"last");
+        assert_eq!(b.open(&last).unwrap(), b"last");
         // Not even an authentic one is taken beyond.
         let mut beyond = vec![0; DATA_OVERHEAD];
         beyond[..DATA_HEADER].copy_from_slice(&Data::header(8, REJECT_AFTER_MESSAGES));
         let tag = a.sending.seal(REJECT_AFTER_MESSAGES, &mut []).unwrap();
         beyond[DATA_HEADER..].copy_from_slice(&tag);
-        assert_eq!(opened(&mut b, &beyond), Err(Error::WornOut));
+        assert_eq!(b.open(&beyond), Err(Error::WornOut));
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn every_byte_of_a_response_counts_and_a_forged_one_spoils_nothing() {
     let of_a = initiator.finish(&as_response(&response)).unwrap();
     let mut buffer = [0; 64];
     let len = Transport::new(&of_a).seal_from(b"packet", &mut buffer).unwrap();
-    assert_eq!(Transport::new(&of_b).open(&mut buffer[..len]).unwrap(), b"packet");
+    assert_eq!(Transport::new(&of_b).open(&buffer[..len]).unwrap(), b"packet");
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn every_byte_of_data_counts() {
     let (mut a, mut b) = sessions();
     let mut datagram = [0; 100 + 32];
     a.seal_from(&[7; 100], &mut datagram).unwrap();
-    for (place, mut bytes) in changed(&datagram) {
+    for (place, bytes) in changed(&datagram) {
         if Message::parse(&bytes).is_none() {
             assert!(place < 4, "byte {place}");
             continue;
@@ -69,13 +69,13 @@ fn every_byte_of_data_counts() {
         let expected = if (4..8).contains(&place) { Error::Index } else { Error::Data };
         let reason = b.open_into(&as_data(&bytes), &mut [0; 100]).unwrap_err();
         assert!(reason == expected || (place == 15 && reason == Error::WornOut), "byte {place}");
-        let reason = b.open(&mut bytes).unwrap_err();
+        let reason = b.open(&bytes).unwrap_err();
         assert!(reason == expected || (place == 15 && reason == Error::WornOut), "byte {place}");
     }
     for len in 0..datagram.len() {
-        assert_eq!(b.open(&mut datagram.to_vec()[..len]).unwrap_err(), Error::Data, "{len} bytes");
+        assert_eq!(b.open(&datagram[..len]).unwrap_err(), Error::Data, "{len} bytes");
     }
-    assert_eq!(b.open(&mut datagram).unwrap(), [7; 100]);
+    assert_eq!(b.open(&datagram).unwrap(), [7; 100]);
 }
 
 fn sessions() -> (Transport, Transport) {
@@ -123,10 +123,7 @@ impl Scene {
                 self.initiator.finish(&message).is_ok() && right
             }
             Some(Message::CookieReply(message)) => self.end.stamper.take(&message, now).is_ok(),
-            Some(Message::Data(message)) => {
-                let into = self.session.open_into(&message, &mut [0; 100]).is_ok();
-                into | self.session.open(&mut bytes.to_vec()).is_ok()
-            }
+            Some(Message::Data(message)) => self.session.open_into(&message, &mut [0; 100]).is_ok(),
         }
     }
 }

@@ -9,9 +9,9 @@ fn fit(a: &Keys, b: &Keys) -> bool {
     let (mut a, mut b) = (Transport::new(a), Transport::new(b));
     let mut buffer = [0; 100];
     let there = a.seal_from(b"there", &mut buffer).unwrap();
-    let there = b.open(&mut buffer[..there]).is_ok_and(|packet| packet == b"there");
+    let there = b.open(&buffer[..there]).is_ok_and(|packet| packet == b"there");
     let back = b.seal_from(b"back", &mut buffer).unwrap();
-    there && a.open(&mut buffer[..back]).is_ok_and(|packet| packet == b"back")
+    there && a.open(&buffer[..back]).is_ok_and(|packet| packet == b"back")
 }
 
 #[test]

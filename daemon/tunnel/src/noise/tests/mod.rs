@@ -3,7 +3,6 @@
 mod forged;
 mod handshake;
 mod interoperation;
-mod timing;
 
 use std::time::Instant;
 
