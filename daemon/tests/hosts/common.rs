@@ -44,7 +44,7 @@ pub fn in_town(plan: Plan, hosts: bool, scenario: impl FnOnce(&Town) -> Result<(
     }
     let capture = lab.capture_inside(hosts)?;
     let town = Town { lab, capture, hosts };
-    scenario(&town).map_err(|error| anyhow!("{error:#}\n{}", town.lab.logs()))
+    scenario(&town).map_err(|error| anyhow!("{}\n{error:#}", town.lab.logs()))
 }
 
 impl Town {

@@ -23,7 +23,8 @@ pub struct Mesh {
 }
 
 /// Builds a lab **without** Warren running, proves that its pods talk in the clear and that the capture sees
-/// it, and hands it to a scenario. A scenario that fails shows the end of all logs.
+/// it, and hands it to a scenario. A scenario that fails shows the end of all logs, then why: what cuts a long output
+/// leaves its end.
 pub fn in_lab(plan: Plan, scenario: impl FnOnce(&Mesh) -> Result<()>) -> Result<()> {
     let lab = Lab::new(plan)?;
     let capture = lab.capture()?;
@@ -31,7 +32,7 @@ pub fn in_lab(plan: Plan, scenario: impl FnOnce(&Mesh) -> Result<()>) -> Result<
     mesh.positive_control()?;
     scenario(&mesh).map_err(|error| match error.is::<NotRun>() {
         true => error,
-        false => anyhow!("{error:#}\n{}", mesh.lab.logs()),
+        false => anyhow!("{}\n{error:#}", mesh.lab.logs()),
     })
 }
 

@@ -63,7 +63,7 @@ pub fn in_mesh_of(
     let mesh = Mesh { lab, detour, captures };
     mesh.positive_control()?;
     mesh.lab.start_all(options)?;
-    mesh.await_up().and_then(|()| scenario(&mesh)).map_err(|error| anyhow!("{error:#}\n{}", mesh.lab.logs()))
+    mesh.await_up().and_then(|()| scenario(&mesh)).map_err(|error| anyhow!("{}\n{error:#}", mesh.lab.logs()))
 }
 
 /// Links that are all as the plan says.
