@@ -19,8 +19,11 @@ const PROBE: Duration = Duration::from_secs(2);
 
 /// A WireGuard interface in userspace, configured with wg(8).
 #[derive(Parser)]
-#[command(version)]
+#[command(disable_version_flag = true)]
 struct Args {
+    /// Say which version this is, and what encrypts packets here
+    #[arg(short = 'V', long)]
+    version: bool,
     /// Stay in the foreground, and log to standard error
     #[arg(short, long)]
     foreground: bool,
@@ -45,8 +48,8 @@ struct Args {
     #[arg(long, env = "LOG_LEVEL", value_name = "FILTER")]
     log: Option<String>,
     /// The name of the interface to create; with --on-demand, how the names begin
-    #[arg(value_name = "IFNAME")]
-    interface: String,
+    #[arg(value_name = "IFNAME", required_unless_present = "version")]
+    interface: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -59,7 +62,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Args { foreground, on_demand, probe, lanes, aead, log, interface }: Args) -> Result<()> {
+fn run(Args { version, foreground, on_demand, probe, lanes, aead, log, interface }: Args) -> Result<()> {
+    let Some(interface) = interface.filter(|_| !version) else {
+        let engine = aead::select(aead).context("--aead")?;
+        println!("warren-tunnel {}, AEAD by {engine}", env!("CARGO_PKG_VERSION"));
+        return Ok(());
+    };
     if probe {
         return if on_demand { demand::probe(&interface, PROBE) } else { self::probe(&interface) };
     }

@@ -1,7 +1,7 @@
 //! The engines of the AEAD against each other. Where the processor has none but `ring`, this is told as not run; where the
 //! library is just not installed, it is a failure.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::thread;
 
 use anyhow::{Result, bail, ensure};
@@ -15,6 +15,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("each bit of tag and text counts", each_bit_counts),
     ("threads at the same time", threads),
     ("a key tells nothing of itself", debug),
+    ("the program says who encrypts", version),
 ];
 
 fn main() -> ExitCode {
@@ -111,5 +112,20 @@ fn debug() -> Result<()> {
         let said = format!("{:?}", Key::with(engine, &[0x41; 32]));
         ensure!(said == format!("Key({engine})"), "{said}");
     }
+    Ok(())
+}
+
+/// What figures of speed are worth nothing without.
+fn version() -> Result<()> {
+    let version = |engine: &str| -> Result<String> {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_warren-tunnel"));
+        let output = program.args(["--aead", engine, "--version"]).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let wanted = |engine: &str| format!("warren-tunnel {}, AEAD by {engine}\n", env!("CARGO_PKG_VERSION"));
+    ensure!(version("ring")? == wanted("ring"), "{}", version("ring")?);
+    ipsec_mb()?;
+    ensure!(version("auto")? == wanted("ipsec-mb"), "{}", version("auto")?);
     Ok(())
 }

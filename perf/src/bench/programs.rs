@@ -24,6 +24,8 @@ const WIREGUARD_GO: u64 = 20_250_522;
 pub enum Program {
     /// `warren-tunnel`, as built beside this program.
     Warren,
+    /// The same, with `ring` to encrypt even where there is something faster.
+    WarrenRing,
     /// The reference implementation in Go.
     WireguardGo,
     /// Mullvad's, in Rust.
@@ -48,7 +50,7 @@ impl Candidate {
     /// Looks for a program.
     pub fn find(program: Program) -> Self {
         let path = match program {
-            Program::Warren => lab::binary("warren-tunnel"),
+            Program::Warren | Program::WarrenRing => lab::binary("warren-tunnel"),
             Program::WireguardGo => on_path("wireguard-go").and_then(|path| {
                 let version = program.version(&path);
                 ensure!(
@@ -86,6 +88,7 @@ impl Program {
     pub fn name(self) -> &'static str {
         match self {
             Self::Warren => "warren",
+            Self::WarrenRing => "warren-ring",
             Self::WireguardGo => "wireguard-go",
             Self::Gotatun => "gotatun",
             Self::Boringtun => "boringtun",
@@ -99,14 +102,19 @@ impl Program {
         match self {
             Self::Kernel => format!("Linux {}", kernel_release()),
             Self::Plain => "the link without a tunnel".into(),
-            _ => first_line(Command::new(path).arg("--version")),
+            _ => first_line(Command::new(path).args(self.options()).arg("--version")),
         }
+    }
+
+    /// How it is not to be as it is by default.
+    fn options(self) -> &'static [&'static str] {
+        if self == Self::WarrenRing { &["--aead", "ring"] } else { &[] }
     }
 
     /// The name of its processes (`/proc/PID/comm`), if it has any.
     pub fn comm(self) -> Option<&'static str> {
         match self {
-            Self::Warren => Some("warren-tunnel"),
+            Self::Warren | Self::WarrenRing => Some("warren-tunnel"),
             Self::WireguardGo => Some("wireguard-go"),
             Self::Gotatun => Some("gotatun"),
             Self::Boringtun => Some("boringtun-cli"),
@@ -114,15 +122,16 @@ impl Program {
         }
     }
 
-    /// Starts it in `netns`, with its own defaults; returns once [`INTERFACE`] can be configured.
+    /// Starts it in `netns`, with its own defaults but for its name's; returns once [`INTERFACE`] can be configured.
     pub fn start(self, path: &Path, netns: &Netns) -> Result<()> {
         let mut command = netns.command(path);
+        command.args(self.options());
         // Both log to a file of a fixed name in /tmp, which belongs to somebody else.
         let log = format!("/run/tmp/{}.log", netns.name());
         match self {
             Self::Plain => return Ok(()),
             Self::Kernel => return netns.ip(&format!("link add {INTERFACE} type wireguard")),
-            Self::Warren | Self::WireguardGo => command.arg(INTERFACE),
+            Self::Warren | Self::WarrenRing | Self::WireguardGo => command.arg(INTERFACE),
             Self::Gotatun | Self::Boringtun => {
                 command.args(["--disable-drop-privileges", "--log", &log, INTERFACE])
             }
