@@ -37,9 +37,9 @@ use programs::{Candidate, Program};
 use scenario::Scenario;
 use site::{Keys, Site};
 
-/// Sites whose idle round trips make one measurement: which processors wake which is settled at a start, and is most of
-/// such a figure.
-const RTT_SITES: usize = 3;
+/// Sites among which the seconds of idle round trips are divided: which processors wake which is settled at a start, and
+/// is most of such a figure.
+const RTT_SITES: u32 = 5;
 
 /// Runs the benchmark to its closing line.
 pub fn main(options: &Options) -> ExitCode {
@@ -157,13 +157,15 @@ fn measure_one(
     keys: &Keys,
     settings: &measure::Settings,
 ) -> Result<Figures> {
-    let once = || {
+    let at_fresh_site = |settings: &measure::Settings| {
         let site = Site::new(program, path, &scenario.network(), keys)?;
         measure::measure(&site, scenario, settings)
     };
     if scenario != Scenario::Rtt {
-        return once();
+        return at_fresh_site(settings);
     }
-    let round_trips = (0..RTT_SITES).map(|_| Ok(once()?.round_trips_us)).collect::<Result<Vec<_>>>()?;
+    let part = measure::Settings { seconds: settings.seconds.div_ceil(RTT_SITES) };
+    let round_trips =
+        (0..RTT_SITES).map(|_| Ok(at_fresh_site(&part)?.round_trips_us)).collect::<Result<Vec<_>>>()?;
     Figures::of_round_trips(round_trips.concat()).context("no ping was answered")
 }
