@@ -74,8 +74,7 @@ test: tools manifest-tools
 	@$(NETNS_SCRIPT)
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace
-	@# The long ones with the kernel's backend alone; `make test-kernel` has all of them in userspace and mixed, too.
-	CARGO='$(CARGO)' $(TEST_KERNEL) mesh:kernel hosts:kernel paths:kernel lifecycle attacks wireguard adapters
+	CARGO='$(CARGO)' $(TEST_KERNEL)
 
 # ARGS may name suites: make test-kernel ARGS='mesh attacks'.
 test-kernel: TOOLS := $(TEST_TOOLS)
