@@ -1,7 +1,7 @@
 //! A run in the numbers that tables and plots show: of each scenario one figure, for each program its spread over the
 //! rounds and how the first program compares with it.
 
-use crate::record::{Metric, Run};
+use crate::record::{Metric, ProgramNote, Run};
 use crate::stats::{self, Spread};
 
 /// One scenario.
@@ -137,14 +137,45 @@ impl Change {
     }
 }
 
-/// What both runs have measured of a program: of each scenario its figure, and what it cost. A figure that was 0 has
-/// no change in percent.
-pub fn changes(before: &Run, after: &Run, program: &str) -> Vec<Change> {
+/// Which program of each of two runs is compared, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compared<'a> {
+    /// Of the earlier run.
+    pub before: &'a str,
+    /// Of the later one.
+    pub after: &'a str,
+}
+
+impl<'a> Compared<'a> {
+    /// The later run's first program with itself; where the earlier run has not measured it, with that run's first: two
+    /// paths of `client`, say. `None` if either run has measured nothing.
+    pub fn of(before: &'a Run, after: &'a Run) -> Option<Self> {
+        let after = after.measured().next()?.name.as_str();
+        let same = before.measured().find(|program| program.name == after);
+        let before = same.or_else(|| before.measured().next())?.name.as_str();
+        Some(Self { before, after })
+    }
+
+    /// Whether it is one program, whose figures have changed.
+    pub fn is_one(self) -> bool {
+        self.before == self.after
+    }
+
+    /// Both, where they are two.
+    pub fn title(self) -> String {
+        if self.is_one() { self.after.into() } else { format!("{} against {}", self.after, self.before) }
+    }
+}
+
+/// What both runs have measured of the programs that are compared: of each scenario the figure, and what it cost. A
+/// figure that was 0 has no change in percent.
+pub fn changes(before: &Run, after: &Run, compared: Compared<'_>) -> Vec<Change> {
     let mut changes = Vec::new();
     for scenario in after.scenarios() {
         for metric in [headline(scenario), Metric::Cpu] {
-            let spread = |run: &Run| Spread::of(run.values(scenario, program, metric).into_values());
-            let (Some(before), Some(after)) = (spread(before), spread(after)) else { continue };
+            let spread = |run: &Run, program| Spread::of(run.values(scenario, program, metric).into_values());
+            let spreads = (spread(before, compared.before), spread(after, compared.after));
+            let (Some(before), Some(after)) = spreads else { continue };
             if before.median != 0.0 {
                 let scenario = scenario.to_owned();
                 changes.push(Change { scenario, metric, before, after });
@@ -157,8 +188,10 @@ pub fn changes(before: &Run, after: &Run, program: &str) -> Vec<Change> {
 /// By how many percent the throughput of the programs other than the first changed: these are the same in both runs,
 /// so it tells how much the machine did.
 pub fn drift(before: &Run, after: &Run) -> Option<Spread> {
-    let others = after.measured().skip(1);
-    let changes = others.flat_map(|program| changes(before, after, &program.name));
+    let itself = |program: &ProgramNote| {
+        changes(before, after, Compared { before: &program.name, after: &program.name })
+    };
+    let changes = after.measured().skip(1).flat_map(itself);
     let throughput = changes.filter(|change| change.metric == Metric::Throughput);
     Spread::of(throughput.map(|change| change.percent(change.after.median)))
 }
@@ -166,19 +199,38 @@ pub fn drift(before: &Run, after: &Run) -> Option<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::ProgramNote;
     use crate::record::tests::run_of;
 
     #[test]
     fn only_rounds_that_do_not_overlap_are_a_change() {
         let change = |metric, before: &[f64], after: &[f64]| {
             let [before, after] = [before, after].map(|values| run_of(&[("tcp1", "warren", metric, values)]));
-            changes(&before, &after, "warren")[0].verdict()
+            changes(&before, &after, Compared::of(&before, &after).unwrap())[0].verdict()
         };
         assert_eq!(change(Metric::Throughput, &[1.0, 2.0], &[2.1, 3.0]), Trend::Better);
         assert_eq!(change(Metric::Throughput, &[1.0, 2.0], &[1.9, 3.0]), Trend::Same);
         assert_eq!(change(Metric::Throughput, &[2.0, 3.0], &[1.0, 1.9]), Trend::Worse);
         assert_eq!(change(Metric::Cpu, &[2.0, 3.0], &[1.0, 1.9]), Trend::Better);
+    }
+
+    #[test]
+    fn a_program_is_compared_with_itself_or_else_with_the_first_of_the_earlier_run() {
+        const ONE: &[f64] = &[1.0];
+        let run = |programs: &[&str]| {
+            let values = programs.iter().map(|program| ("tcp1", *program, Metric::Throughput, ONE));
+            run_of(&values.collect::<Vec<_>>())
+        };
+        let compared = |before: &Run, after: &Run| Compared::of(before, after).map(Compared::title);
+        let (plain, both) = (run(&["plain"]), run(&["warren", "plain"]));
+        assert_eq!(compared(&both, &both).as_deref(), Some("warren"));
+        assert_eq!(compared(&run(&["plain", "warren"]), &both).as_deref(), Some("warren"));
+        assert_eq!(compared(&plain, &both).as_deref(), Some("warren against plain"));
+        assert_eq!(compared(&both, &plain).as_deref(), Some("plain"));
+        // One that could not be measured is not one to compare with.
+        let mut missing = run(&["warren", "plain"]);
+        missing.programs[0].missing = Some("not built".into());
+        assert_eq!(compared(&missing, &both).as_deref(), Some("warren against plain"));
+        assert_eq!(compared(&run(&[]), &both), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! It measures a path, not a program: run it once beside the tunnel and once through it (`--label`), and let
-//! `report` compare the two runs. The server takes traffic from anybody who reaches it, and forgets it.
+//! `report` compare the two runs, whose labels differ. The server takes traffic from anybody who reaches it, and forgets it.
 
 mod client;
 mod protocol;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::bench::targets;
 use crate::record::{Metric, Run};
 use crate::stats::Spread;
-use crate::summary::{self, Group, Trend};
+use crate::summary::{self, Compared, Group, Trend};
 
 /// The whole report; `plots` are files beside it.
 pub fn text(run: &Run, before: Option<&Run>, plots: &[&str]) -> String {
@@ -118,12 +118,16 @@ fn others_table(text: &mut String, run: &Run, groups: &[Group], metric: Metric) 
 }
 
 fn change_table(text: &mut String, run: &Run, before: &Run) {
-    let Some(program) = run.measured().next() else { return };
+    let Some(compared) = Compared::of(before, run) else { return };
+    let title = if compared.is_one() {
+        format!("Change of {} since {}", compared.title(), before.started)
+    } else {
+        format!("{} of {}", compared.title(), before.started)
+    };
     let _ = writeln!(
         text,
-        "\n## Change of {} since {}\n\nCommit {} there, {} here. What lies within the spread of the rounds says \
-         nothing.",
-        program.name, before.started, before.machine.commit, run.machine.commit
+        "\n## {title}\n\nCommit {} there, {} here. What lies within the spread of the rounds says nothing.",
+        before.machine.commit, run.machine.commit
     );
     if let Some(Spread { median, min, max }) = summary::drift(before, run) {
         let _ = writeln!(
@@ -133,7 +137,7 @@ fn change_table(text: &mut String, run: &Run, before: &Run) {
         );
     }
     text.push_str("\n| scenario | was | is | change | |\n| --- | ---: | ---: | ---: | --- |\n");
-    for change in summary::changes(before, run, &program.name) {
+    for change in summary::changes(before, run, compared) {
         let verdict = match change.verdict() {
             Trend::Better => "better",
             Trend::Worse => "**worse**",
@@ -202,5 +206,15 @@ mod tests {
         let after = run_of(&[("tcp1", "warren", Metric::Throughput, &[4.5, 5.5, 6.5])]);
         let text = text(&after, Some(&before), &[]);
         assert!(text.contains("| 5.00 | 5.50 | +10.0 % | within the spread |"), "{text}");
+        assert!(text.contains("\n## Change of warren since "), "{text}");
+    }
+
+    #[test]
+    fn two_paths_of_the_same_machines_are_compared() {
+        let plain = run_of(&[("tcp1", "plain", Metric::Throughput, &[8.0, 8.0])]);
+        let warren = run_of(&[("tcp1", "warren", Metric::Throughput, &[6.0, 6.0])]);
+        let text = text(&warren, Some(&plain), &[]);
+        assert!(text.contains(&format!("\n## warren against plain of {}\n", plain.started)), "{text}");
+        assert!(text.contains("| TCP, one stream [Gbit/s] | 8.00 | 6.00 | -25.0 % | **worse** |"), "{text}");
     }
 }

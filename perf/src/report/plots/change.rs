@@ -9,7 +9,7 @@ use super::drawing;
 use super::style::{BETTER, FAINT, GRID, INK, MARGIN, WIDTH, WORSE, bold, text};
 use crate::record::Run;
 use crate::stats::Spread;
-use crate::summary::{self, Change, Trend};
+use crate::summary::{self, Change, Compared, Trend};
 
 /// Pixels from one figure to the next.
 const STEP: i32 = 22;
@@ -23,8 +23,8 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// Draws all figures that both runs have; `None` if there are none.
 pub fn draw(before: &Run, after: &Run) -> Result<Option<String>> {
-    let program = after.measured().next().map_or("", |program| &program.name);
-    let changes = summary::changes(before, after, program);
+    let Some(compared) = Compared::of(before, after) else { return Ok(None) };
+    let changes = summary::changes(before, after, compared);
     if changes.is_empty() {
         return Ok(None);
     }
@@ -33,7 +33,8 @@ pub fn draw(before: &Run, after: &Run) -> Result<Option<String>> {
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, height as u32)).into_drawing_area();
         area.fill(&WHITE).map_err(drawing)?;
-        let title = format!("{program}: change from {} to {}", name(before), name(after));
+        let [from, to] = names(before, after);
+        let title = format!("{}: change from {from} to {to}", compared.title());
         area.draw(&Text::new(title, (MARGIN, 26), bold(20, INK, HPos::Left))).map_err(drawing)?;
         let mut legend =
             "dot and line: median and range of the rounds; grey: the rounds before; coloured where they \
@@ -54,9 +55,11 @@ pub fn draw(before: &Run, after: &Run) -> Result<Option<String>> {
     Ok(Some(svg))
 }
 
-/// The commit says more than the time, where there is one.
-fn name(run: &Run) -> &str {
-    if run.machine.commit.is_empty() { &run.started } else { &run.machine.commit }
+/// The commits say more than the times, where there are two.
+fn names<'a>(before: &'a Run, after: &'a Run) -> [&'a str; 2] {
+    let commits = [before, after].map(|run| run.machine.commit.as_str());
+    let tell = !commits.contains(&"") && commits[0] != commits[1];
+    if tell { commits } else { [&before.started, &after.started] }
 }
 
 /// Percent to pixels, the same way both ways from 0.

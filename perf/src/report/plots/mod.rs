@@ -62,6 +62,14 @@ mod tests {
     }
 
     #[test]
+    fn two_paths_of_the_same_machines_are_compared() {
+        let plain = run_of(&[("tcp1", "plain", Metric::Throughput, &[8.0, 8.0])]);
+        let plots = draw(&run(), Some(&plain)).unwrap();
+        let change = plots.iter().find(|plot| plot.name == "change.svg").expect("a plot of the change");
+        assert!(change.svg.contains("warren against plain: change from "), "{}", change.svg);
+    }
+
+    #[test]
     fn a_plot_names_programs_and_figures() {
         let svg = &draw(&run(), None).unwrap()[0].svg;
         for text in ["TCP, one stream", "warren", "5.10", "20.5"] {
