@@ -18,8 +18,12 @@ pub enum Io {
     Malformed,
     /// A received message of which the end is missing, or of which the sender cannot be told.
     Truncated,
+    /// A packet that the TUN had for us and could not give.
+    TunUnreadable,
     /// A run of datagrams that a path does not take in one piece; they were sent one by one. Nothing is lost.
     RunRefused,
+    /// A lane that has given up sending runs, since a path takes none at all. Nothing is lost.
+    SegmentationRefused,
     /// A super-packet that the TUN does not take; its packets were written one by one. Nothing is lost.
     SuperPacketRefused,
     /// A message that could not come from the address at which the peer reaches us, which is ours no longer; it was sent
@@ -27,13 +31,15 @@ pub enum Io {
     SourceRefused,
 }
 
-const ALL: [Io; 8] = [
+const ALL: [Io; 10] = [
     Io::NoRoute,
     Io::Congested,
     Io::TunRefused,
     Io::Malformed,
     Io::Truncated,
+    Io::TunUnreadable,
     Io::RunRefused,
+    Io::SegmentationRefused,
     Io::SuperPacketRefused,
     Io::SourceRefused,
 ];
@@ -47,7 +53,9 @@ impl Io {
             Self::TunRefused => "tun_refused",
             Self::Malformed => "malformed",
             Self::Truncated => "truncated",
+            Self::TunUnreadable => "tun_unreadable",
             Self::RunRefused => "run_refused",
+            Self::SegmentationRefused => "segmentation_refused",
             Self::SuperPacketRefused => "super_packet_refused",
             Self::SourceRefused => "source_refused",
         }
@@ -55,7 +63,18 @@ impl Io {
 
     /// Whether the packet is lost.
     fn is_loss(self) -> bool {
-        !matches!(self, Self::RunRefused | Self::SuperPacketRefused | Self::SourceRefused)
+        match self {
+            Self::NoRoute
+            | Self::Congested
+            | Self::TunRefused
+            | Self::Malformed
+            | Self::Truncated
+            | Self::TunUnreadable => true,
+            Self::RunRefused
+            | Self::SegmentationRefused
+            | Self::SuperPacketRefused
+            | Self::SourceRefused => false,
+        }
     }
 }
 

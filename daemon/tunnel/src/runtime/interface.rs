@@ -1,6 +1,6 @@
 //! One queue of the TUN interface, in packets: reads segments, writes what was coalesced.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::counters::{Counters, Io};
@@ -39,15 +39,20 @@ impl Interface {
         }
     }
 
-    /// Reads one packet, or super-packet. `None`: there is none.
+    /// Reads one packet, or super-packet. `None`: there is none, or one that cannot be had, which is counted.
     ///
     /// # Errors
     /// EBADFD when the interface was deleted.
-    pub fn read(&mut self) -> io::Result<Option<Result<Segments<'_>, Malformed>>> {
+    pub fn read(&mut self, counters: &Counters) -> io::Result<Option<Result<Segments<'_>, Malformed>>> {
         match self.queue.read(&mut self.buffer[..vnet::LEN + MAX_PACKET]) {
             Ok(len) => Ok(Some(self.segments(len))),
             Err(error) if is_gone(&error) => Err(error),
-            Err(_) => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(error) => {
+                tracing::debug!(%error, "a packet of the TUN cannot be read");
+                counters.count(Io::TunUnreadable, 1);
+                Ok(None)
+            }
         }
     }
 
@@ -118,4 +123,31 @@ impl AsFd for Interface {
 /// What the TUN answers once its interface was deleted.
 fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EBADFD)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, OpenOptions};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// Reads once from what is no TUN, and returns whether there was something, and what was counted.
+    fn read(file: File) -> (bool, u64) {
+        let counters = Counters::default();
+        let there = Interface::new(Queue::fake(file)).read(&counters).unwrap().is_some();
+        let unreadable = counters.counts(true).find(|(name, _)| *name == "tun_unreadable");
+        (there, unreadable.expect("a counter of this name").1)
+    }
+
+    #[test]
+    fn an_error_is_not_the_same_as_nothing_there() {
+        let (silent, _other_end) = UnixStream::pair().unwrap();
+        silent.set_nonblocking(true).unwrap();
+        assert_eq!(read(OwnedFd::from(silent).into()), (false, 0));
+        // EBADF: it cannot be read.
+        let write_only = OpenOptions::new().write(true).open("/dev/null").unwrap();
+        assert_eq!(read(write_only), (false, 1));
+    }
 }

@@ -284,7 +284,7 @@ impl Lane {
         let (mut reads, mut sent) = (0, 0);
         while reads < BATCH && sent < TURN {
             reads += 1;
-            match interface.read()? {
+            match interface.read(&shared.counters)? {
                 None => break,
                 Some(Err(Malformed)) => shared.counters.count(Io::Malformed, 1),
                 Some(Ok(segments)) if segments.is_empty() => shared.counters.count(Io::Malformed, 1),

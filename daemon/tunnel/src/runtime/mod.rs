@@ -91,6 +91,12 @@ impl Tunnel {
         // Before all that has to go before it: a killed program's descriptors are closed from the last to the first.
         let interface = queues.first().map(Queue::hold).transpose().context("holding the interface")?;
         let sockets = Sockets::bind(lanes, 0, 0).context("binding UDP sockets")?;
+        if let Some(bytes) = sockets.small_buffer() {
+            tracing::warn!(
+                bytes,
+                "small socket buffers, which lose packets in bursts: raise net.core.rmem_max and net.core.wmem_max"
+            );
+        }
         // At most MAX_LANES.
         let device = Device::new(DEFAULT_MTU.into(), lanes as u16, HANDSHAKES_PER_SECOND, Instant::now());
         let shared = Arc::new(Shared::new(device, sockets, lanes).context("creating event descriptors")?);

@@ -117,6 +117,10 @@ impl Sender {
     fn send_messages(&mut self, socket: &UdpSocket, mut messages: &[Message<'_>], counters: &Counters) {
         let mut waited = false;
         while let Some((first, rest)) = messages.split_first() {
+            // Given up meanwhile, by this batch itself.
+            if !self.segmentation && messages.iter().any(|message| message.segment.is_some()) {
+                return self.send_singly(socket, messages, counters);
+            }
             let result = (self.system)(socket.as_fd(), messages);
             let error = match result {
                 Ok(sent) => {
@@ -158,19 +162,19 @@ impl Sender {
                         return self.send_from_anywhere(socket, message, counters);
                     }
                     // Whatever else is the matter with it is so with the rest.
-                    Err(_) => self.send_singly(socket, message, counters),
-                    Ok(_) => self.send_singly(socket, &rest, counters),
+                    Err(_) => self.send_singly(socket, &[*message], counters),
+                    Ok(_) => self.send_singly(socket, &[rest], counters),
                 }
                 return counters.count(Io::RunRefused, 1);
             }
             Refused::NoRuns => {
                 tracing::warn!(error = error.desc(), "datagrams are not sent in runs from now on");
                 self.segmentation = false;
+                counters.count(Io::SegmentationRefused, 1);
             }
-            Refused::NotThisRun => {}
+            Refused::NotThisRun => counters.count(Io::RunRefused, 1),
         }
-        counters.count(Io::RunRefused, 1);
-        self.send_singly(socket, message, counters);
+        self.send_singly(socket, &[*message], counters);
     }
 
     /// Sends what cannot come from the address at which the peer reaches us.
@@ -179,12 +183,13 @@ impl Sender {
         self.send_messages(socket, &[Message { from: None, ..*message }], counters);
     }
 
-    /// Sends a run as single datagrams, in its order.
-    fn send_singly(&mut self, socket: &UdpSocket, message: &Message<'_>, counters: &Counters) {
-        let segment = message.segment.map_or(message.bytes.len(), usize::from).max(1);
-        let single: Vec<_> =
-            message.bytes.chunks(segment).map(|bytes| Message { bytes, segment: None, ..*message }).collect();
-        self.send_messages(socket, &single, counters);
+    /// Sends runs as single datagrams, in their order.
+    fn send_singly(&mut self, socket: &UdpSocket, messages: &[Message<'_>], counters: &Counters) {
+        let datagrams = messages.iter().flat_map(|message| {
+            let segment = message.segment.map_or(message.bytes.len(), usize::from).max(1);
+            message.bytes.chunks(segment).map(move |bytes| Message { bytes, segment: None, ..*message })
+        });
+        self.send_messages(socket, &datagrams.collect::<Vec<_>>(), counters);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A kernel that refuses as the test says, in place of the system's.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::rc::Rc;
 
@@ -68,14 +68,43 @@ fn a_path_that_takes_no_runs_gets_single_datagrams_in_order_from_then_on() {
         let counters = Counters::default();
         send(&mut sender, &[100; 20], SOURCE, &counters);
         assert_eq!(*sent.borrow(), singles(0..20, true), "{error}");
-        assert_eq!((*runs.borrow(), count(&counters, "run_refused")), (1, 1));
+        assert_eq!((*runs.borrow(), count(&counters, "segmentation_refused")), (1, 1));
         // No run is even tried any more.
         sent.borrow_mut().clear();
         send(&mut sender, &[100; 20], SOURCE, &counters);
         assert_eq!(*sent.borrow(), singles(0..20, true));
-        assert_eq!((*runs.borrow(), count(&counters, "run_refused")), (1, 1));
-        assert_eq!((count(&counters, "source_refused"), count(&counters, "no_route")), (0, 0));
+        assert_eq!((*runs.borrow(), count(&counters, "segmentation_refused")), (1, 1));
+        let others = ["run_refused", "source_refused", "no_route"].map(|name| count(&counters, name));
+        assert_eq!(others, [0; 3]);
     }
+}
+
+/// A batch of full packets is two runs, since one takes 45 of them.
+#[test]
+fn the_rest_of_a_batch_is_not_tried_in_runs_once_one_has_given_them_up() {
+    let tried = Cell::new(false);
+    let (mut sender, sent) = sender(move |message| {
+        message.segment.map(|_| {
+            assert!(!tried.replace(true), "a second run is tried");
+            Errno::EIO
+        })
+    });
+    let counters = Counters::default();
+    send(&mut sender, &[1452; BATCH], SOURCE, &counters);
+    assert_eq!(*sent.borrow(), singles(0..64, true));
+    assert_eq!((count(&counters, "segmentation_refused"), count(&counters, "run_refused")), (1, 0));
+}
+
+/// What has left already when a run is refused is not sent again.
+#[test]
+fn giving_up_runs_behind_a_single_datagram_sends_each_once() {
+    let (mut sender, sent) = sender(|message| message.segment.map(|_| Errno::EIO));
+    let counters = Counters::default();
+    // A single one, two runs, and a single one.
+    let lengths = [[60; 1].as_slice(), &[100; 4], &[200; 4], &[300; 1]].concat();
+    send(&mut sender, &lengths, None, &counters);
+    assert_eq!(*sent.borrow(), singles(0..10, false));
+    assert_eq!(count(&counters, "segmentation_refused"), 1);
 }
 
 #[test]

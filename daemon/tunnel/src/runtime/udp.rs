@@ -14,6 +14,9 @@ use crate::sys::{self, mmsg::Address};
 /// the processor does not lose what came meanwhile.
 const SOCKET_BUFFER: usize = 4 << 20;
 
+/// A buffer of less than this is worth a word: it holds less than a lane may have to wait.
+const SMALL_BUFFER: usize = SOCKET_BUFFER / 2;
+
 /// One UDP socket, for both address families where the system has both.
 #[derive(Debug)]
 pub struct UdpSocket {
@@ -74,6 +77,14 @@ impl UdpSocket {
         Ok(socket::setsockopt(&self.fd, sockopt::Mark, &mark)?)
     }
 
+    /// Bytes in the smaller of its two buffers, as they were asked for: the kernel tells twice as many, since it counts
+    /// what it needs itself.
+    fn buffer(&self) -> io::Result<usize> {
+        let receiving = socket::getsockopt(&self.fd, sockopt::RcvBuf)?;
+        let sending = socket::getsockopt(&self.fd, sockopt::SndBuf)?;
+        Ok(receiving.min(sending) / 2)
+    }
+
     /// From where datagrams leave that are to come from `from`: an IPv6 address is not one where there is no IPv6.
     pub fn source(&self, from: Option<IpAddr>) -> Option<IpAddr> {
         from.filter(|from| self.ipv6 || from.is_ipv4())
@@ -98,7 +109,8 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Large buffers: beyond the system's limit as root, up to it otherwise. Small ones only cost speed.
+/// Large buffers: beyond the system's limit as root, up to it otherwise. Small ones only cost speed, and are told of
+/// ([`Sockets::small_buffer`]).
 fn set_buffers(fd: &OwnedFd) {
     if socket::setsockopt(fd, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
         let _ = socket::setsockopt(fd, sockopt::RcvBuf, &SOCKET_BUFFER);
@@ -182,6 +194,12 @@ impl Sockets {
         self.by_lane.iter().all(|socket| socket.segmentation)
     }
 
+    /// Bytes in the buffers that the kernel has granted, where they are far fewer than wanted.
+    pub fn small_buffer(&self) -> Option<usize> {
+        let granted = self.by_lane.iter().filter_map(|socket| socket.buffer().ok()).min();
+        granted.filter(|granted| *granted < SMALL_BUFFER)
+    }
+
     /// The mark of outgoing datagrams.
     pub fn mark(&self) -> u32 {
         self.mark
@@ -211,6 +229,17 @@ mod tests {
     use crate::runtime::counters::Counters;
     use crate::runtime::receiver::Receiver;
     use crate::sys::mmsg::{self, Message};
+
+    #[test]
+    fn buffers_that_could_not_be_had_are_noticed() {
+        let sockets = Sockets::bind(2, 0, 0).unwrap();
+        let granted = sockets.lane(0).buffer().unwrap();
+        // The tests may run without CAP_NET_ADMIN.
+        assert!(granted <= SOCKET_BUFFER);
+        assert_eq!(sockets.small_buffer(), (granted < SMALL_BUFFER).then_some(granted));
+        socket::setsockopt(&sockets.lane(1).fd, sockopt::RcvBuf, &(64 << 10)).unwrap();
+        assert_eq!(sockets.small_buffer(), Some(64 << 10));
+    }
 
     #[test]
     fn answers_come_from_the_address_that_was_asked_with_and_without_ipv6() {
