@@ -26,6 +26,8 @@ mod netns;
 mod offloads;
 #[path = "scenarios/site.rs"]
 mod site;
+#[path = "scenarios/switches.rs"]
+mod switches;
 #[path = "scenarios/wg_tools.rs"]
 mod wg_tools;
 
@@ -49,7 +51,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("an interface that was moved and renamed is not mixed up with a namesake", live::namesake),
     ("super-packets are used", offloads::used),
     ("VXLAN in the tunnel comes in super-packets", offloads::vxlan),
-    ("offloads switched off on either side give the same bytes", offloads::switched_off),
+    ("offloads switched off on either side give the same bytes", switches::same_bytes),
     ("runs of datagrams that are larger than the link", offloads::larger_than_the_link),
     ("64 MiB through a relay that loses, doubles and reorders", offloads::lossy_relay),
     ("super-packets of UDP and single datagrams are the same bytes", offloads::udp_segmentation),

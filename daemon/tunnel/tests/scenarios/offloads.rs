@@ -13,41 +13,14 @@ use warren_testkit::netns::Netns;
 use warren_testkit::wait;
 use warren_tunnel::uapi::PeerUpdate;
 
-use super::site::{End, Family, INTERFACE, ONE, Program, SOON, Site};
+use super::site::{End, Family, INTERFACE, ONE, SOON, Site};
 
+/// Of the interface.
+pub const MTU: u64 = 1420;
 /// Bytes that go through a tunnel, of which no piece is like another.
 const BYTES: usize = 64 << 20;
 /// No single step of a transfer takes longer, however lossy the way.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What is switched off, on which machine and interface, with ethtool(8).
-const SWITCHES: [(&str, &str, &str); 6] = [
-    ("left", INTERFACE, "tx on"),
-    ("left", INTERFACE, "tso off gso off"),
-    ("left", INTERFACE, "tx off sg off tso off gso off"),
-    ("left", "eth0", "tx off tso off gso off"),
-    ("right", "eth0", "gro off rx off"),
-    ("right", INTERFACE, "gro off tso off"),
-];
-
-pub fn switched_off() -> Result<()> {
-    for other in [ONE, Program::Go] {
-        for (side, interface, switches) in SWITCHES {
-            let what = || format!("{side} {interface} {switches}, the other end {other:?}");
-            let site = Site::joined(ONE, other, Family::V4)?;
-            site.ping()?;
-            let end = if side == "left" { &site.left } else { &site.right };
-            end.netns.sh(&format!("ethtool -K {interface} {switches}")).with_context(what)?;
-            for (from, to) in [(&site.left, &site.right), (&site.right, &site.left)] {
-                for address in to.inner() {
-                    transfer(from, to, address, BYTES / 16)
-                        .with_context(|| format!("{}, {address}", what()))?;
-                }
-            }
-        }
-    }
-    Ok(())
-}
 
 /// They are in use: without them, packets would be of the MTU's size.
 pub fn used() -> Result<()> {
@@ -61,13 +34,12 @@ pub fn used() -> Result<()> {
             Ok(())
         })?;
         for (address, name) in site.right.inner().into_iter().zip(["IPv4", "IPv6"]) {
-            let before = [received(&site.right)?, sent(&site.left)?];
+            let before = [received(&site.right)?, sent(&site.left, INTERFACE)?];
             transfer(&site.left, &site.right, address, BYTES / 2)?;
-            let after = [received(&site.right)?, sent(&site.left)?];
-            let [to, from] =
-                [0, 1].map(|side| (after[side].0 - before[side].0) / (after[side].1 - before[side].1).max(1));
+            let after = [received(&site.right)?, sent(&site.left, INTERFACE)?];
+            let [to, from] = [0, 1].map(|side| size(before[side], after[side]));
             println!("{name} over {underlay:?}: bytes per packet from the TUN {from}, to the TUN {to}");
-            ensure!(from.min(to) > 8 * 1420, "hardly any super-packets: {from}, {to}");
+            ensure!(from.min(to) > 8 * MTU, "hardly any super-packets: {from}, {to}");
         }
     }
     Ok(())
@@ -75,44 +47,22 @@ pub fn used() -> Result<()> {
 
 /// Super-packets of UDP, where the kernel has them for a TUN, and single datagrams give the same bytes.
 pub fn udp_segmentation() -> Result<()> {
-    const SEGMENT: usize = 1000;
-    const RUN: usize = 40;
-    const ROUNDS: usize = 50;
     let site = Site::joined(ONE, ONE, Family::V4)?;
     site.ping()?;
     let Site { left, right } = &site;
-    let features = left.netns.sh(&format!("ethtool -k {INTERFACE}"))?;
-    let has = features.contains("tx-udp-segmentation: on");
+    let has = has(left, INTERFACE, "tx-udp-segmentation")?;
     println!("the kernel gives super-packets of UDP to a TUN: {has}");
     for on in [true, false] {
         if !on && has {
             left.netns.sh(&format!("ethtool -K {INTERFACE} tx-udp-segmentation off"))?;
         }
         for address in right.inner() {
-            let receiver = right.netns.run(|| UdpSocket::bind((address, 0)))??;
-            receiver.set_read_timeout(Some(SOON))?;
-            let sender =
-                left.netns.run(|| UdpSocket::bind((left.inner()[usize::from(address.is_ipv6())], 0)))??;
-            sender.connect(receiver.local_addr()?)?;
-            setsockopt(&sender, sockopt::UdpGsoSegment, &(SEGMENT as i32))?;
-            let before = sent(left)?;
-            let mut run = vec![0; RUN * SEGMENT - 7];
-            let mut datagram = vec![0; 2 * SEGMENT];
-            for round in 0..ROUNDS {
-                OsRng.fill_bytes(&mut run);
-                sender.send(&run).context("sending a run")?;
-                for (number, expected) in run.chunks(SEGMENT).enumerate() {
-                    let len = receiver.recv(&mut datagram).with_context(|| format!("{round}, {number}"))?;
-                    ensure!(
-                        datagram[..len] == *expected,
-                        "{address}, round {round}: datagram {number} is another"
-                    );
-                }
-            }
-            let after = sent(left)?;
-            let size = (after.0 - before.0) / (after.1 - before.1).max(1);
+            let before = sent(left, INTERFACE)?;
+            let lost = datagrams(left, right, address, true).with_context(|| format!("to {address}"))?;
+            ensure!(lost == 0, "{lost} datagrams to {address} were lost");
+            let size = size(before, sent(left, INTERFACE)?);
             println!("to {address}, segmentation by the tunnel {}: {size} bytes per packet", on && has);
-            ensure!((size > 8 * 1420) == (on && has), "{size} bytes per packet from the TUN");
+            ensure!((size > 8 * MTU) == (on && has), "{size} bytes per packet from the TUN");
         }
     }
     Ok(())
@@ -141,13 +91,12 @@ pub fn vxlan() -> Result<()> {
         for address in ["10.77.0.2", "fd77::2"] {
             let what = format!("{address} in VXLAN over {}, {checksum}", right.inner()[outer]);
             let address = address.parse()?;
-            let before = [received(right)?, sent(left)?];
+            let before = [received(right)?, sent(left, INTERFACE)?];
             transfer(left, right, address, BYTES / 2).with_context(|| what.clone())?;
-            let after = [received(right)?, sent(left)?];
-            let [to, from] =
-                [0, 1].map(|side| (after[side].0 - before[side].0) / (after[side].1 - before[side].1).max(1));
+            let after = [received(right)?, sent(left, INTERFACE)?];
+            let [to, from] = [0, 1].map(|side| size(before[side], after[side]));
             println!("{what}: bytes per packet from the TUN {from}, to the TUN {to}");
-            ensure!(from > 8 * 1420, "hardly any super-packets: {from}");
+            ensure!(from > 8 * MTU, "hardly any super-packets: {from}");
         }
     }
     Ok(())
@@ -174,23 +123,72 @@ pub fn larger_than_the_link() -> Result<()> {
     Ok(())
 }
 
-/// Bytes and packets that the tunnel interface gave to the kernel.
-fn received(end: &End) -> Result<(u64, u64)> {
-    Ok((statistic(end, "rx_bytes")?, statistic(end, "rx_packets")?))
+/// Whether an interface has a feature, as ethtool(8) calls it.
+pub fn has(end: &End, interface: &str, feature: &str) -> Result<bool> {
+    let features = end.netns.sh(&format!("ethtool -k {interface}"))?;
+    let state = |line: &str| Some(line.trim().strip_prefix(feature)?.strip_prefix(": ")?.starts_with("on"));
+    features.lines().find_map(state).with_context(|| format!("{interface} knows no {feature}"))
 }
 
-/// Bytes and packets that the tunnel interface was given.
-fn sent(end: &End) -> Result<(u64, u64)> {
-    Ok((statistic(end, "tx_bytes")?, statistic(end, "tx_packets")?))
+/// Bytes and packets.
+pub type Traffic = (u64, u64);
+
+/// What the tunnel interface gave to the kernel.
+fn received(end: &End) -> Result<Traffic> {
+    Ok((statistic(end, INTERFACE, "rx_bytes")?, statistic(end, INTERFACE, "rx_packets")?))
 }
 
-fn statistic(end: &End, name: &str) -> Result<u64> {
-    let text = end.netns.sh(&format!("cat /sys/class/net/{INTERFACE}/statistics/{name}"))?;
+/// What an interface was given.
+pub fn sent(end: &End, interface: &str) -> Result<Traffic> {
+    Ok((statistic(end, interface, "tx_bytes")?, statistic(end, interface, "tx_packets")?))
+}
+
+/// Bytes per packet of what came in between.
+pub fn size(before: Traffic, after: Traffic) -> u64 {
+    (after.0 - before.0) / (after.1 - before.1).max(1)
+}
+
+fn statistic(end: &End, interface: &str, name: &str) -> Result<u64> {
+    let text = end.netns.sh(&format!("cat /sys/class/net/{interface}/statistics/{name}"))?;
     text.trim().parse().with_context(|| format!("{name} is {text:?}"))
 }
 
+/// Sends datagrams of chance, 40 at a time, and compares each with what arrives. Given to the kernel as one run, or one by
+/// one. Returns how many were lost.
+pub fn datagrams(from: &End, to: &End, address: IpAddr, as_run: bool) -> Result<usize> {
+    const SEGMENT: usize = 1000;
+    const RUN: usize = 40;
+    const ROUNDS: usize = 50;
+    let receiver = to.netns.run(|| UdpSocket::bind((address, 0)))??;
+    receiver.set_read_timeout(Some(SOON))?;
+    let source = from.inner()[usize::from(address.is_ipv6())];
+    let sender = from.netns.run(|| UdpSocket::bind((source, 0)))??;
+    sender.connect(receiver.local_addr()?)?;
+    if as_run {
+        setsockopt(&sender, sockopt::UdpGsoSegment, &(SEGMENT as i32))?;
+    }
+    let mut run = vec![0; RUN * SEGMENT - 7];
+    let mut datagram = vec![0; 2 * SEGMENT];
+    let mut lost = 0;
+    for round in 0..ROUNDS {
+        OsRng.fill_bytes(&mut run);
+        for piece in run.chunks(if as_run { run.len() } else { SEGMENT }) {
+            sender.send(piece).context("sending")?;
+        }
+        let mut expected = run.chunks(SEGMENT);
+        while expected.len() > 0 {
+            let Ok(len) = receiver.recv(&mut datagram) else { break };
+            // In their order; what is passed over did not come.
+            let passed = expected.position(|expected| *expected == datagram[..len]);
+            lost += passed.with_context(|| format!("round {round}: a datagram is another, or too late"))?;
+        }
+        lost += expected.len();
+    }
+    Ok(lost)
+}
+
 /// Sends bytes of chance and compares their hash on both ends.
-fn transfer(from: &End, to: &End, address: IpAddr, bytes: usize) -> Result<()> {
+pub fn transfer(from: &End, to: &End, address: IpAddr, bytes: usize) -> Result<()> {
     let listener = to.netns.run(|| TcpListener::bind((address, 0)))?.context("listening")?;
     let target = listener.local_addr()?;
     std::thread::scope(|scope| {
