@@ -23,7 +23,7 @@ version=6.1
 package=linux-image-cloud-amd64
 
 # What the tests call. What is missing here is missing there, and the tests say so.
-programs='/bin/false /bin/sh /bin/true base64 bridge cat chmod conntrack cp env grep head ip ip6tables-legacy
+programs='/bin/false /bin/sh /bin/true base64 bridge cat chmod conntrack cp env ethtool grep head ip ip6tables-legacy
 ip6tables-legacy-restore ip6tables-legacy-save ip6tables-nft ip6tables-nft-restore iperf3 iptables-legacy
 iptables-legacy-restore iptables-legacy-save iptables-nft iptables-nft-restore kmod ls mkdir mount nft nsenter nstat od ping rm sed setpriv sleep
 ss stty sysctl tc tcpdump timeout touch umount unshare wg wireguard-go'
