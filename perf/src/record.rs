@@ -73,6 +73,9 @@ pub struct Figures {
     /// Each single round trip in µs, in the order they were answered.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub round_trips_us: Vec<u32>,
+    /// Whether the rate is the highest that the sender could make, so that the path may carry more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_least: bool,
 }
 
 /// What can be measured. The names in the document have the unit.
@@ -116,7 +119,7 @@ impl Figures {
         sorted.sort_unstable();
         let quantile = |q| stats::quantile(&sorted, q).map(f64::from);
         let values = [(Metric::Rtt, quantile(0.5)?), (Metric::RttTail, quantile(0.99)?)].into();
-        Some(Self { values, round_trips_us })
+        Some(Self { values, round_trips_us, at_least: false })
     }
 
     /// What became of datagrams with so many bytes of payload each.
@@ -126,7 +129,7 @@ impl Figures {
             (Metric::PacketRate, trial.rate()),
             (Metric::Throughput, trial.rate() * (8 * payload) as f64 / 1e9),
         ];
-        Self { values: values.into(), round_trips_us: Vec::new() }
+        Self { values: values.into(), ..Self::default() }
     }
 }
 
@@ -219,6 +222,12 @@ impl Run {
             .collect()
     }
 
+    /// Whether in some round the sender was the limit of a program in a scenario.
+    pub fn at_least(&self, scenario: &str, program: &str) -> bool {
+        let of_it = |sample: &&Sample| sample.scenario == scenario && sample.program == program;
+        self.samples.iter().filter(of_it).any(|sample| sample.figures.at_least)
+    }
+
     /// All round trips of all rounds in µs, sorted.
     pub fn round_trips(&self, scenario: &str, program: &str) -> Vec<u32> {
         let mut all: Vec<u32> = self
@@ -290,7 +299,7 @@ pub mod tests {
                     scenario: (*scenario).into(),
                     program: (*program).into(),
                     round: at as u32 + 1,
-                    figures: Figures { values: [(*metric, *value)].into(), round_trips_us: Vec::new() },
+                    figures: Figures { values: [(*metric, *value)].into(), ..Figures::default() },
                     failed: None,
                 });
             }
@@ -305,6 +314,7 @@ pub mod tests {
         let mut run = run_of(&[("tcp1", "warren", Metric::Throughput, &[5.0, 5.25])]);
         run.samples[0].figures.round_trips_us = vec![67, 71];
         run.samples[1].failed = Some("it ended".into());
+        run.samples[1].figures.at_least = true;
         run.write(&file).unwrap();
         let read = Run::read(&file).unwrap();
         assert_eq!(read.samples, run.samples);

@@ -24,6 +24,10 @@ pub struct Row {
     pub figure: Result<Spread, String>,
     /// The first program's figure by this one's, pair by pair; `None` for the first itself.
     pub ratio: Option<Spread>,
+    /// What stands before the figure, see [`note`].
+    pub mark: &'static str,
+    /// What stands before the ratio.
+    pub ratio_mark: &'static str,
     /// Rounds of those asked for that gave no figure.
     pub failed: usize,
     /// Medians of what else was measured.
@@ -35,6 +39,20 @@ impl Row {
     pub fn other(&self, metric: Metric) -> Option<f64> {
         self.others.iter().find(|(other, _)| *other == metric).map(|(_, value)| *value)
     }
+}
+
+/// What stands before a figure, where that is the highest rate that the sender could make.
+pub fn mark(at_least: bool) -> &'static str {
+    if at_least { "≥ " } else { "" }
+}
+
+/// What such marks mean, if there are any.
+pub fn note(groups: &[Group]) -> Option<&'static str> {
+    let marked = groups.iter().flat_map(|group| &group.rows).any(|row| !row.mark.is_empty());
+    marked.then_some(
+        "≥: in some round the sender could not make as much as the program may carry. Ratios with such figures are bounds, \
+         too: ≥, ≤, or ? where both are.",
+    )
 }
 
 /// The figure that a scenario of this name is about.
@@ -76,12 +94,21 @@ fn group(run: &Run, scenario: &str) -> Group {
     let metric = headline(scenario);
     let first = run.measured().next().map_or("", |program| &program.name);
     let reference = run.values(scenario, first, metric);
+    let first_at_least = run.at_least(scenario, first);
     let row = |program: &str| {
         let values = run.values(scenario, program, metric);
         let is_first = program == first;
         let median = |metric| Spread::of(run.values(scenario, program, metric).into_values());
+        let at_least = run.at_least(scenario, program);
         Row {
             program: program.to_owned(),
+            mark: mark(at_least),
+            ratio_mark: match (first_at_least, at_least) {
+                (false, false) => "",
+                (true, false) => "≥ ",
+                (false, true) => "≤ ",
+                (true, true) => "? ",
+            },
             ratio: if is_first { None } else { Spread::of(stats::ratios(&reference, &values)) },
             failed: run.failures(scenario, program),
             figure: Spread::of(values.into_values()).ok_or_else(|| run.why_not(scenario, program)),
@@ -107,6 +134,8 @@ pub struct Change {
     pub before: Spread,
     /// What it is.
     pub after: Spread,
+    /// What stands before each, see [`note`].
+    marks: [&'static str; 2],
 }
 
 /// Which way a figure went.
@@ -124,6 +153,12 @@ impl Change {
     /// A value in percent more (or less) than the median was.
     pub fn percent(&self, value: f64) -> f64 {
         100.0 * (value / self.before.median - 1.0)
+    }
+
+    /// What it was and what it is, in the unit of the metric.
+    pub fn show(&self) -> [String; 2] {
+        let show = |mark: &str, spread: Spread| format!("{mark}{}", self.metric.show(spread.median));
+        [show(self.marks[0], self.before), show(self.marks[1], self.after)]
     }
 
     /// Which way it went.
@@ -172,13 +207,15 @@ impl<'a> Compared<'a> {
 pub fn changes(before: &Run, after: &Run, compared: Compared<'_>) -> Vec<Change> {
     let mut changes = Vec::new();
     for scenario in after.scenarios() {
+        let at_least = [before.at_least(scenario, compared.before), after.at_least(scenario, compared.after)];
         for metric in [headline(scenario), Metric::Cpu] {
             let spread = |run: &Run, program| Spread::of(run.values(scenario, program, metric).into_values());
             let spreads = (spread(before, compared.before), spread(after, compared.after));
             let (Some(before), Some(after)) = spreads else { continue };
             if before.median != 0.0 {
                 let scenario = scenario.to_owned();
-                changes.push(Change { scenario, metric, before, after });
+                let marks = at_least.map(|at_least| mark(at_least && metric.more_is_better()));
+                changes.push(Change { scenario, metric, before, after, marks });
             }
         }
     }
@@ -244,6 +281,32 @@ mod tests {
         };
         let drift = drift(&run(1.0, 10.0), &run(1.5, 15.0)).unwrap();
         assert!((drift.min - 50.0).abs() < 1e-9 && (drift.max - 50.0).abs() < 1e-9, "{drift:?}");
+    }
+
+    #[test]
+    fn what_the_sender_limits_is_a_bound() {
+        let of = |rate: f64| {
+            run_of(&[
+                ("small", "warren", Metric::PacketRate, &[4000.0, 4000.0]),
+                ("small", "plain", Metric::PacketRate, &[rate, rate]),
+            ])
+        };
+        let marks = |run: &Run| {
+            let groups = groups(run);
+            let rows = groups[0].rows.iter().map(|row| (row.mark, row.ratio_mark));
+            (rows.collect::<Vec<_>>(), note(&groups).is_some())
+        };
+        let mut run = of(8000.0);
+        assert_eq!(marks(&run), (vec![("", ""), ("", "")], false));
+        // One round is enough.
+        run.samples[3].figures.at_least = true;
+        assert_eq!(marks(&run), (vec![("", ""), ("≥ ", "≤ ")], true));
+        let compared = Compared { before: "plain", after: "plain" };
+        assert_eq!(changes(&of(4000.0), &run, compared)[0].show(), ["4.00", "≥ 8.00"]);
+        run.samples[0].figures.at_least = true;
+        assert_eq!(marks(&run).0, [("≥ ", "? "), ("≥ ", "? ")]);
+        run.samples[3].figures.at_least = false;
+        assert_eq!(marks(&run).0, [("≥ ", "? "), ("", "≥ ")]);
     }
 
     #[test]

@@ -64,7 +64,7 @@ fn fixed_rate(site: &Site, settings: &Settings) -> Result<Figures> {
 fn highest_rate(site: &Site, payload: usize, settings: &Settings) -> Result<Figures> {
     let pair = UdpPair::new(site)?;
     let mut cost = None;
-    let trial = search::highest(
+    let found = search::highest(
         |rate| pair.trial(Offer { rate, payload, seconds: search::TRIAL }),
         |rate| {
             let meter = Meter::start(site)?;
@@ -74,7 +74,7 @@ fn highest_rate(site: &Site, payload: usize, settings: &Settings) -> Result<Figu
         },
     )?;
     let cost = cost.context("the search has confirmed nothing")?;
-    Ok(udp_figures(&trial, payload, cost))
+    Ok(Figures { at_least: found.sender_limit, ..udp_figures(&found.trial, payload, cost) })
 }
 
 fn idle_round_trips(site: &Site, settings: &Settings) -> Result<Figures> {

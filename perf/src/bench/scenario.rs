@@ -78,7 +78,11 @@ impl Scenario {
             Metric::Rtt => "µs",
             metric => metric.title(),
         };
-        figures.values.get(&metric).map_or("?".into(), |value| format!("{} {unit}", metric.show(*value)))
+        let mark = summary::mark(figures.at_least);
+        figures
+            .values
+            .get(&metric)
+            .map_or("?".into(), |value| format!("{mark}{} {unit}", metric.show(*value)))
     }
 }
 

@@ -7,8 +7,8 @@ use crate::record::{Metric, Run};
 use crate::stats::Spread;
 use crate::summary::{self, Group, Row};
 
-/// Everything measured: a block of rows for each scenario.
-pub fn results(run: &Run) -> Table {
+/// Everything measured: a block of rows for each scenario, and what there is to note.
+pub fn results(run: &Run) -> String {
     let first = run.measured().next().map_or("", |program| &program.name);
     let mut table = new_table();
     table.set_header([
@@ -21,16 +21,17 @@ pub fn results(run: &Run) -> Table {
         "of the machine",
         "peak MiB",
     ]);
-    for group in summary::groups(run) {
+    let groups = summary::groups(run);
+    for group in &groups {
         for (at, row) in group.rows.iter().enumerate() {
             let title = format!("{} [{}]", summary::title(&group.scenario), group.metric.title());
-            table.add_row(cells(&group, row, if at == 0 { title } else { String::new() }));
+            table.add_row(cells(group, row, if at == 0 { title } else { String::new() }));
         }
     }
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table
+    summary::note(&groups).map_or(table.to_string(), |note| format!("{table}\n{note}"))
 }
 
 fn cells(group: &Group, row: &Row, title: String) -> Vec<String> {
@@ -38,7 +39,7 @@ fn cells(group: &Group, row: &Row, title: String) -> Vec<String> {
     let (median, range) = match &row.figure {
         Ok(Spread { median, min, max }) => {
             let show = |value| group.metric.show(value);
-            (show(*median), format!("{} … {}", show(*min), show(*max)))
+            (format!("{}{}", row.mark, show(*median)), format!("{} … {}", show(*min), show(*max)))
         }
         // Why was said at the start, and is in the JSON.
         Err(_) if row.failed == 0 => ("missing".into(), String::new()),
@@ -53,7 +54,7 @@ fn cells(group: &Group, row: &Row, title: String) -> Vec<String> {
         format!("{}{failed}", row.program),
         median,
         range,
-        row.ratio.map_or(String::new(), |ratio| format!("{:.2}×", ratio.median)),
+        row.ratio.map_or(String::new(), |ratio| format!("{}{:.2}×", row.ratio_mark, ratio.median)),
         other(Metric::Cpu),
         other(Metric::MachineCpu),
         other(Metric::Memory),

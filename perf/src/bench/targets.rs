@@ -158,6 +158,9 @@ impl What {
             return Err(run.why_not(scenario, WARREN));
         }
         let (figures, other) = match self {
+            Self::Versus(_, _, other) if run.at_least(scenario, other) => {
+                return Err(format!("{other} may carry more than the sender could offer"));
+            }
             Self::Versus(_, _, other) => {
                 (stats::ratios(&values, &run.values(scenario, other, metric)), (scenario, other))
             }
@@ -322,6 +325,21 @@ mod tests {
         let run = run_of(&[("peers", "warren", Metric::Throughput, &[5.0; 5])]);
         let titles: Vec<String> = judge(&run).iter().map(|verdict| verdict.target.title()).collect();
         assert_eq!(titles, ["peak MiB of memory, 200 peers"], "the other one needs tcp1 as well");
+    }
+
+    #[test]
+    fn a_program_that_was_faster_than_the_sender_is_no_measure() {
+        let mut run = run_of(&[
+            ("small", "warren", Metric::PacketRate, &[4.0; 5]),
+            ("small", "wireguard-go", Metric::PacketRate, &[1.0; 5]),
+        ]);
+        assert!(verdict(&run, "UDP 64 B, highest rate vs wireguard-go").met());
+        run.samples[0].figures.at_least = true;
+        assert!(verdict(&run, "UDP 64 B, highest rate vs wireguard-go").met(), "it is at least that");
+        run.samples[5].figures.at_least = true;
+        let verdict = verdict(&run, "UDP 64 B, highest rate vs wireguard-go");
+        assert_eq!(verdict.row()[4], "NOT met");
+        assert!(verdict.row()[3].contains("wireguard-go may carry more"), "{verdict:?}");
     }
 
     #[test]

@@ -40,7 +40,10 @@ pub fn run(options: &ClientOptions) -> Result<()> {
             };
             let headline = summary::headline(&work.to_string());
             let said = match (&failed, figures.values.get(&headline)) {
-                (None, Some(value)) => format!("{} {}", headline.show(*value), headline.title()),
+                (None, Some(value)) => {
+                    let mark = summary::mark(figures.at_least);
+                    format!("{mark}{} {}", headline.show(*value), headline.title())
+                }
                 (reason, _) => format!("FAILED ({})", reason.as_deref().unwrap_or("no figure")),
             };
             progress.done(&format!("{round}/{rounds}"), &format!("{:<11} {said}", work.to_string()));
@@ -139,7 +142,7 @@ impl Server {
             (Metric::Throughput, bytes as f64 * 8.0 / seconds / 1e9),
             (Metric::MachineCpu, busy / (bytes as f64 / 1e9)),
         ];
-        Ok(Figures { values: values.into(), round_trips_us: Vec::new() })
+        Ok(Figures { values: values.into(), ..Figures::default() })
     }
 
     /// Returns bytes that arrived, seconds, and CPU-seconds of both machines.
@@ -165,7 +168,7 @@ impl Server {
     fn highest_rate(&mut self, payload: usize, long: f64) -> Result<Figures> {
         let mut busy = 0.0;
         let this = std::cell::RefCell::new(self);
-        let trial = search::highest(
+        let found = search::highest(
             |rate| Ok(this.borrow_mut().udp(Offer { rate, payload, seconds: search::TRIAL })?.0),
             |rate| {
                 let (trial, spent) = this.borrow_mut().udp(Offer { rate, payload, seconds: long })?;
@@ -173,7 +176,8 @@ impl Server {
                 Ok(trial)
             },
         )?;
-        Ok(datagram_figures(&trial, payload, busy))
+        let figures = datagram_figures(&found.trial, payload, busy);
+        Ok(Figures { at_least: found.sender_limit, ..figures })
     }
 
     /// Returns what became of the offer, and CPU-seconds of both machines.

@@ -64,12 +64,15 @@ fn figures_table(text: &mut String, run: &Run, groups: &[Group]) {
         let cells = group.rows.iter().map(|row| match &row.figure {
             Ok(Spread { median, min, max }) => {
                 let show = |value: &f64| group.metric.show(*value);
-                format!("**{}** ({}–{})", show(median), show(min), show(max))
+                format!("**{}{}** ({}–{})", row.mark, show(median), show(min), show(max))
             }
             Err(_) if row.failed > 0 => "failed".into(),
             Err(_) => "missing".into(),
         });
         row(text, std::iter::once(title).chain(cells));
+    }
+    if let Some(note) = summary::note(groups) {
+        let _ = writeln!(text, "\n{note}");
     }
 }
 
@@ -86,7 +89,9 @@ fn ratios_table(text: &mut String, run: &Run, groups: &[Group]) {
     head(text, run, "scenario");
     for group in groups {
         let cells = group.rows.iter().map(|row| match row.ratio {
-            Some(Spread { median, min, max }) => format!("**{median:.2}×** ({min:.2}–{max:.2})"),
+            Some(Spread { median, min, max }) => {
+                format!("**{}{median:.2}×** ({min:.2}–{max:.2})", row.ratio_mark)
+            }
             None => String::new(),
         });
         row(text, std::iter::once(summary::title(&group.scenario).to_owned()).chain(cells));
@@ -143,11 +148,11 @@ fn change_table(text: &mut String, run: &Run, before: &Run) {
             Trend::Worse => "**worse**",
             Trend::Same => "within the spread",
         };
-        let show = |spread: Spread| change.metric.show(spread.median);
+        let [was, is] = change.show();
         let cells = [
             format!("{} [{}]", summary::title(&change.scenario), change.metric.title()),
-            show(change.before),
-            show(change.after),
+            was,
+            is,
             format!("{:+.1} %", change.percent(change.after.median)),
             verdict.into(),
         ];
@@ -198,6 +203,19 @@ mod tests {
         assert!(text.contains("| TCP, one stream [Gbit/s] | **5.20** (5.00–5.40) | **2.60** (2.50–2.70) |"));
         assert!(text.contains("| TCP, one stream |  | **2.00×** (2.00–2.00) |"), "{text}");
         assert!(text.contains("![throughput](throughput.svg)"));
+    }
+
+    #[test]
+    fn a_rate_that_the_sender_limits_is_marked_and_explained() {
+        let mut run = run_of(&[
+            ("small", "warren", Metric::PacketRate, &[351_000.0; 2]),
+            ("small", "plain", Metric::PacketRate, &[702_000.0; 2]),
+        ]);
+        assert!(!text(&run, None, &[]).contains("≥: "));
+        run.samples[2].figures.at_least = true;
+        let text = text(&run, None, &[]);
+        assert!(text.contains("| **351** (351–351) | **≥ 702** (702–702) |\n\n≥: in some round"), "{text}");
+        assert!(text.contains("|  | **≤ 0.50×** (0.50–0.50) |"), "{text}");
     }
 
     #[test]

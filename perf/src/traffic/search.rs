@@ -32,6 +32,15 @@ const STEPS_DOWN: u32 = 12;
 /// The sender is at its own limit when it sends less than this share of what it should.
 const KEPT_UP: f64 = 0.9;
 
+/// What a search has found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Found {
+    /// What became of the highest rate.
+    pub trial: Trial,
+    /// Whether the search ended where the sender could make no more: the path may carry more than that.
+    pub sender_limit: bool,
+}
+
 /// Finds the highest rate. `short` is asked again and again with rates in datagrams per second, `long` at the end,
 /// until it confirms one; its trial is returned.
 ///
@@ -40,22 +49,22 @@ const KEPT_UP: f64 = 0.9;
 pub fn highest(
     mut short: impl FnMut(f64) -> Result<Trial>,
     mut long: impl FnMut(f64) -> Result<Trial>,
-) -> Result<Trial> {
-    let mut passed = FIRST;
+) -> Result<Found> {
+    let (mut passed, mut sender_limit) = (FIRST, false);
     for _ in 0..STARTS {
         let (bearable, failed) = match double(&mut short, passed)? {
             Doubled::Between(bearable, failed) => (bearable, failed),
             // No higher one can be offered.
-            Doubled::Limit(sent) => return confirm(&mut long, sent),
+            Doubled::Limit(sent) => return confirm(&mut long, sent, true),
         };
-        passed = halve(&mut short, bearable, failed)?;
+        (passed, sender_limit) = halve(&mut short, bearable, failed)?;
         let doubt = passed * DOUBT;
         match attempt(&mut short, doubt)? {
-            Attempt::Passed => passed = doubt,
+            Attempt::Passed => (passed, sender_limit) = (doubt, false),
             Attempt::Failed | Attempt::Limit(_) => break,
         }
     }
-    confirm(&mut long, passed)
+    confirm(&mut long, passed, sender_limit)
 }
 
 /// What doubling a rate comes to.
@@ -78,16 +87,23 @@ fn double(short: &mut impl FnMut(f64) -> Result<Trial>, from: f64) -> Result<Dou
     }
 }
 
-/// Narrows the gap between a rate that passed and one that failed, and returns one that passed.
-fn halve(short: &mut impl FnMut(f64) -> Result<Trial>, mut passed: f64, mut failed: f64) -> Result<f64> {
+/// Narrows the gap between a rate that passed and one that failed, and returns one that passed, and whether it was the
+/// sender that could not make the next one.
+fn halve(
+    short: &mut impl FnMut(f64) -> Result<Trial>,
+    mut passed: f64,
+    mut failed: f64,
+) -> Result<(f64, bool)> {
+    let mut sender_limit = false;
     for _ in 0..HALVINGS {
         let rate = (passed * failed).sqrt();
         match attempt(short, rate)? {
             Attempt::Passed => passed = rate,
-            Attempt::Failed | Attempt::Limit(_) => failed = rate,
+            Attempt::Failed => (failed, sender_limit) = (rate, false),
+            Attempt::Limit(_) => (failed, sender_limit) = (rate, true),
         }
     }
-    Ok(passed)
+    Ok((passed, sender_limit))
 }
 
 enum Attempt {
@@ -114,13 +130,20 @@ fn attempt(trial: &mut impl FnMut(f64) -> Result<Trial>, rate: f64) -> Result<At
     Ok(outcome)
 }
 
-fn confirm(trial: &mut impl FnMut(f64) -> Result<Trial>, found: f64) -> Result<Trial> {
+fn confirm(
+    trial: &mut impl FnMut(f64) -> Result<Trial>,
+    found: f64,
+    mut sender_limit: bool,
+) -> Result<Found> {
     let mut rate = found;
     for _ in 0..STEPS_DOWN {
         let trial = trial(rate)?;
         if trial.loss_percent() < BEARABLE {
-            return Ok(trial);
+            sender_limit |= trial.sent_rate() < KEPT_UP * rate;
+            return Ok(Found { trial, sender_limit });
         }
+        // What the sender can make is more than the path carries for long.
+        sender_limit = false;
         rate *= STEP_DOWN;
     }
     bail!("no rate from {found:.0} down to {rate:.0} datagrams/s lost less than {BEARABLE} %")
@@ -142,20 +165,35 @@ mod tests {
     #[test]
     fn the_capacity_is_found_to_two_percent() {
         for capacity in [9_000.0, 54_321.0, 1_000_000.0] {
-            let found = highest(path(capacity, 1e9), path(capacity, 1e9)).unwrap().rate();
-            assert!((0.97 * capacity..=capacity).contains(&found), "{found} of {capacity}");
+            let Found { trial, sender_limit } = highest(path(capacity, 1e9), path(capacity, 1e9)).unwrap();
+            assert!((0.97 * capacity..=capacity).contains(&trial.rate()), "{trial:?} of {capacity}");
+            assert!(!sender_limit, "of {capacity}");
         }
     }
 
     #[test]
     fn a_path_faster_than_the_sender_is_as_fast_as_the_sender() {
         let found = highest(path(1e9, 300_000.0), path(1e9, 300_000.0)).unwrap();
-        assert_eq!(found.rate(), 300_000.0);
+        assert_eq!((found.trial.rate(), found.sender_limit), (300_000.0, true));
+    }
+
+    #[test]
+    fn a_sender_that_cannot_make_the_next_rate_is_the_limit() {
+        // It loses what it cannot make at all.
+        let short = |rate: f64| path(if rate > 500_000.0 { 0.0 } else { 1e9 }, 300_000.0)(rate);
+        let found = highest(short, path(1e9, 300_000.0)).unwrap();
+        assert_eq!((found.trial.rate(), found.sender_limit), (300_000.0, true));
+        // It keeps up for a moment only.
+        let found = highest(path(200_000.0, 1e9), path(1e9, 100_000.0)).unwrap();
+        assert_eq!((found.trial.rate(), found.sender_limit), (100_000.0, true));
+        // The path carries what it can make, but not for long.
+        let found = highest(path(1e9, 300_000.0), path(200_000.0, 1e9)).unwrap();
+        assert!(!found.sender_limit && found.trial.rate() > 190_000.0, "{found:?}");
     }
 
     #[test]
     fn what_passed_for_a_moment_only_is_lowered() {
-        let found = highest(path(100_000.0, 1e9), path(80_000.0, 1e9)).unwrap().rate();
+        let found = highest(path(100_000.0, 1e9), path(80_000.0, 1e9)).unwrap().trial.rate();
         assert!((75_000.0..=80_000.0).contains(&found), "{found}");
     }
 
@@ -174,7 +212,7 @@ mod tests {
             let capacity = if (2..5).contains(&tries) { 0.0 } else { 200_000.0 };
             path(capacity, 1e9)(rate)
         };
-        let found = highest(short, path(200_000.0, 1e9)).unwrap().rate();
+        let found = highest(short, path(200_000.0, 1e9)).unwrap().trial.rate();
         assert!((0.97 * 200_000.0..=200_000.0).contains(&found), "{found}");
     }
 
@@ -186,7 +224,7 @@ mod tests {
             let capacity = if tries % 3 != 0 { 0.0 } else { 50_000.0 };
             path(capacity, 1e9)(rate)
         };
-        let found = highest(short, path(50_000.0, 1e9)).unwrap().rate();
+        let found = highest(short, path(50_000.0, 1e9)).unwrap().trial.rate();
         assert!(found > 48_000.0, "{found}");
     }
 }

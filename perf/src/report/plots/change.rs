@@ -126,8 +126,7 @@ fn draw_change(area: &Area<'_>, scale: &Scale, change: &Change, middle: i32) -> 
     area.draw(&Circle::new((centre, middle), 5, colour.filled())).map_err(drawing)?;
     let title = format!("{}, {}", summary::title(&change.scenario), change.metric.title());
     area.draw(&Text::new(title, (MARGIN, middle), text(13, INK, HPos::Left))).map_err(drawing)?;
-    let show = |value| change.metric.show(value);
-    let figures = format!("{} → {}", show(change.before.median), show(change.after.median));
+    let figures = change.show().join(" → ");
     let percent = format!("{:+.1} %", change.percent(change.after.median));
     area.draw(&Text::new(figures, (WIDTH as i32 - MARGIN - 62, middle), text(12, FAINT, HPos::Right)))
         .map_err(drawing)?;

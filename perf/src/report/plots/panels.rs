@@ -54,7 +54,12 @@ pub fn throughput(run: &Run) -> Sheet {
     });
     Sheet {
         title: "Throughput: more is better",
-        legend: "bar: median; line: smallest to largest round".into(),
+        legend: match summary::note(&groups) {
+            None => "bar: median; line: smallest to largest round".into(),
+            Some(_) => {
+                "bar: median; line: smallest to largest round; ≥: the sender could not make more".into()
+            }
+        },
         panels: panels.collect(),
     }
 }
@@ -91,7 +96,7 @@ fn panel_title(group: &Group, metric: Metric) -> String {
 
 fn bar(row: &Row, metric: Metric) -> Bar {
     let text = match &row.figure {
-        Ok(spread) => metric.show(spread.median),
+        Ok(spread) => format!("{}{}", row.mark, metric.show(spread.median)),
         Err(_) if row.failed > 0 => "failed".into(),
         Err(_) => "not there".into(),
     };
