@@ -24,6 +24,8 @@ pub enum Io {
     RunRefused,
     /// A lane that has given up sending runs, since a path takes none at all. Nothing is lost.
     SegmentationRefused,
+    /// An interface of several lanes that may not have an eBPF program, so that flows change lanes. Nothing is lost.
+    SteeringRefused,
     /// A super-packet that the TUN does not take; its packets were written one by one. Nothing is lost.
     SuperPacketRefused,
     /// A message that could not come from the address at which the peer reaches us, which is ours no longer; it was sent
@@ -31,7 +33,7 @@ pub enum Io {
     SourceRefused,
 }
 
-const ALL: [Io; 10] = [
+const ALL: [Io; 11] = [
     Io::NoRoute,
     Io::Congested,
     Io::TunRefused,
@@ -40,6 +42,7 @@ const ALL: [Io; 10] = [
     Io::TunUnreadable,
     Io::RunRefused,
     Io::SegmentationRefused,
+    Io::SteeringRefused,
     Io::SuperPacketRefused,
     Io::SourceRefused,
 ];
@@ -56,6 +59,7 @@ impl Io {
             Self::TunUnreadable => "tun_unreadable",
             Self::RunRefused => "run_refused",
             Self::SegmentationRefused => "segmentation_refused",
+            Self::SteeringRefused => "steering_refused",
             Self::SuperPacketRefused => "super_packet_refused",
             Self::SourceRefused => "source_refused",
         }
@@ -72,6 +76,7 @@ impl Io {
             | Self::TunUnreadable => true,
             Self::RunRefused
             | Self::SegmentationRefused
+            | Self::SteeringRefused
             | Self::SuperPacketRefused
             | Self::SourceRefused => false,
         }

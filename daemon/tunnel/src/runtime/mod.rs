@@ -34,6 +34,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use connections::Connections;
+use counters::Io;
 use lane::{Lane, Shared};
 use socket_file::SocketFile;
 use udp::Sockets;
@@ -100,6 +101,12 @@ impl Tunnel {
         // At most MAX_LANES.
         let device = Device::new(DEFAULT_MTU.into(), lanes as u16, HANDSHAKES_PER_SECOND, Instant::now());
         let shared = Arc::new(Shared::new(device, sockets, lanes).context("creating event descriptors")?);
+        if let [first, _, ..] = &queues[..]
+            && let Err(error) = first.steer()
+        {
+            tracing::info!(%error, "the kernel chooses queues, and packets of a flow that it moves may change places");
+            shared.counters.count(Io::SteeringRefused, 1);
+        }
         let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
         signals.thread_block().context("blocking signals")?;
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)

@@ -104,12 +104,15 @@ impl Queue {
         while queues.len() < count {
             queues.push(Self { offloads, ..Self::attach(name, flags)? });
         }
-        if let [first, _, ..] = &queues[..]
-            && let Err(error) = steering::steer(first.as_fd())
-        {
-            tracing::info!(%error, "the kernel chooses queues, and packets of a flow that it moves may change places");
-        }
         Ok(queues)
+    }
+
+    /// Has the queue of a flow follow from its addresses and ports alone. Holds for the whole interface.
+    ///
+    /// # Errors
+    /// Those of [`steering::steer`]. Then the kernel goes on choosing, and packets of a flow that it moves may change places.
+    pub fn steer(&self) -> io::Result<()> {
+        steering::steer(self.as_fd())
     }
 
     /// A queue of no interface, for tests of what is around it.
