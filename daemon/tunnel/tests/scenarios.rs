@@ -8,6 +8,8 @@ use warren_testkit::scenario::{self, Scenario};
 mod checksums;
 #[path = "scenarios/demand.rs"]
 mod demand;
+#[path = "scenarios/ecn.rs"]
+mod ecn;
 #[path = "scenarios/flood.rs"]
 mod flood;
 #[path = "scenarios/interop.rs"]
@@ -55,6 +57,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("runs of datagrams that are larger than the link", offloads::larger_than_the_link),
     ("64 MiB through a relay that loses, doubles and reorders", offloads::lossy_relay),
     ("super-packets of UDP and single datagrams are the same bytes", offloads::udp_segmentation),
+    ("marks of congestion pass in super-packets and come back", ecn::marks),
     ("wrong checksums are never repaired", checksums::wrong),
     ("four lanes against one of wireguard-go", lanes::four_against_go),
     ("four lanes against four", lanes::four_against_four),

@@ -130,9 +130,7 @@ fn in_order(site: &Site, name: &str, seconds: u64) -> Result<[u64; 4]> {
     })?;
     let mut by_lane = [0; 4];
     for (lane, count) in by_lane.iter_mut().enumerate() {
-        let text = site.right.netns.sh(&format!("nft list counter inet lanes l{lane}"))?;
-        let number = text.split_whitespace().skip_while(|word| *word != "packets").nth(1);
-        *count = number.context("no counter")?.parse()?;
+        *count = site.right.counter("lanes", &format!("l{lane}"))?;
     }
     // Lanes that share a session reorder its counters among each other.
     let late = site.right.get()?.dropped.get("replayed_data").copied().unwrap_or_default();

@@ -38,9 +38,7 @@ pub fn mark() -> Result<()> {
 }
 
 fn marked(site: &Site) -> Result<u64> {
-    let text = site.left.netns.sh("nft list counter inet t marked")?;
-    let mut words = text.split_whitespace().skip_while(|word| *word != "packets").skip(1);
-    words.next().context("no counter")?.parse().context("no number")
+    site.left.counter("t", "marked")
 }
 
 pub fn port() -> Result<()> {

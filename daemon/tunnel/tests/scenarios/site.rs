@@ -231,6 +231,13 @@ impl End {
         self.netns.run(|| path.exists())
     }
 
+    /// How many packets a named counter of nftables has seen.
+    pub fn counter(&self, table: &str, name: &str) -> Result<u64> {
+        let text = self.netns.sh(&format!("nft list counter inet {table} {name}"))?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "packets").skip(1);
+        words.next().context("no counter")?.parse().with_context(|| format!("no number in {text:?}"))
+    }
+
     pub fn has_interface(&self) -> Result<bool> {
         Ok(process::output(self.netns.command("ip").args(["-o", "link"]))?.contains(INTERFACE))
     }
