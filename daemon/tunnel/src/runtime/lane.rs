@@ -340,5 +340,9 @@ impl Drop for EndSignal<'_> {
 }
 
 #[cfg(test)]
+#[path = "allocation_tests.rs"]
+mod allocation_tests;
+
+#[cfg(test)]
 #[path = "lane_tests.rs"]
 mod tests;
