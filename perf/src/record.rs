@@ -240,6 +240,11 @@ impl Run {
         all
     }
 
+    /// Whether it is of a path between two machines, made by `client`, and not of programs.
+    pub fn is_of_a_path(&self) -> bool {
+        self.command.starts_with("warren-perf client ")
+    }
+
     /// The programs that were measured.
     pub fn measured(&self) -> impl Iterator<Item = &ProgramNote> {
         self.programs.iter().filter(|program| program.missing.is_none())

@@ -43,8 +43,11 @@ pub fn text(run: &Run, before: Option<&Run>, plots: &[&str]) -> String {
 }
 
 fn targets_table(text: &mut String, run: &Run) {
+    // A path between two machines may be called like the program, and is not what the targets are about.
+    if run.is_of_a_path() {
+        return;
+    }
     let verdicts = targets::judge(run);
-    // Those of a path between two machines are nobody's targets.
     if !run.programs.iter().any(|program| program.name == "warren") || verdicts.is_empty() {
         return;
     }
@@ -230,9 +233,11 @@ mod tests {
     #[test]
     fn two_paths_of_the_same_machines_are_compared() {
         let plain = run_of(&[("tcp1", "plain", Metric::Throughput, &[8.0, 8.0])]);
-        let warren = run_of(&[("tcp1", "warren", Metric::Throughput, &[6.0, 6.0])]);
+        let mut warren = run_of(&[("tcp1", "warren", Metric::Throughput, &[6.0, 6.0])]);
+        warren.command = "warren-perf client 10.9.0.2 --label warren".into();
         let text = text(&warren, Some(&plain), &[]);
         assert!(text.contains(&format!("\n## warren against plain of {}\n", plain.started)), "{text}");
         assert!(text.contains("| TCP, one stream [Gbit/s] | 8.00 | 6.00 | -25.0 % | **worse** |"), "{text}");
+        assert!(!text.contains("## Targets"), "{text}");
     }
 }
