@@ -65,6 +65,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("removal of the socket ends it", lifecycle::socket_removed),
     ("deletion of the interface ends it", lifecycle::interface_deleted),
     ("SIGTERM and SIGINT end it", lifecycle::signals),
+    ("root of a user namespace has an interface", lifecycle::user_namespace),
     ("a second instance is refused", lifecycle::second_instance),
     ("a stale socket is replaced", lifecycle::stale_socket),
     ("errors reach the caller", lifecycle::errors),

@@ -1,4 +1,4 @@
-//! Limits of an interface that have no ioctl: rtnetlink(7).
+//! Limits of an interface that ioctls cannot set, or not for everybody: rtnetlink(7).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,9 +20,21 @@ const REQUEST: usize = HEADER + INFO + ATTRIBUTE;
 /// # Errors
 /// ENODEV if there is no such interface in this namespace, EPERM, EINVAL for 0.
 pub fn set_gso_max_segs(index: u32, segments: u32) -> io::Result<()> {
+    set(index, libc::IFLA_GSO_MAX_SEGS, segments)
+}
+
+/// Sets how many packets may wait for the interface. There is an ioctl, too, but root of a user namespace may not use it.
+///
+/// # Errors
+/// ENODEV if there is no such interface in this namespace, EPERM.
+pub fn set_tx_queue_len(index: u32, packets: u32) -> io::Result<()> {
+    set(index, libc::IFLA_TXQLEN, packets)
+}
+
+fn set(index: u32, attribute: u16, number: u32) -> io::Result<()> {
     let socket =
         socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
-    let request = request(index, segments);
+    let request = request(index, attribute, number);
     sendto(socket.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
     let mut answer = [0; 256];
     let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
@@ -35,7 +47,7 @@ pub fn set_gso_max_segs(index: u32, segments: u32) -> io::Result<()> {
     }
 }
 
-fn request(index: u32, segments: u32) -> [u8; REQUEST] {
+fn request(index: u32, attribute: u16, number: u32) -> [u8; REQUEST] {
     let mut request = [0; REQUEST];
     let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &(REQUEST as u32).to_ne_bytes());
@@ -43,7 +55,7 @@ fn request(index: u32, segments: u32) -> [u8; REQUEST] {
     put(6, &((libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
     put(HEADER + 4, &index.to_ne_bytes());
     put(HEADER + INFO, &(ATTRIBUTE as u16).to_ne_bytes());
-    put(HEADER + INFO + 2, &libc::IFLA_GSO_MAX_SEGS.to_ne_bytes());
-    put(HEADER + INFO + 4, &segments.to_ne_bytes());
+    put(HEADER + INFO + 2, &attribute.to_ne_bytes());
+    put(HEADER + INFO + 4, &number.to_ne_bytes());
     request
 }

@@ -33,7 +33,6 @@ nix::ioctl_write_ptr_bad!(tun_set_iff, libc::TUNSETIFF, InterfaceRequest);
 nix::ioctl_read_bad!(tun_get_iff, libc::TUNGETIFF as libc::Ioctl, InterfaceRequest);
 nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU as libc::Ioctl, InterfaceRequest);
 nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU as libc::Ioctl, InterfaceRequest);
-nix::ioctl_write_ptr_bad!(set_tx_queue_len, libc::SIOCSIFTXQLEN as libc::Ioctl, InterfaceRequest);
 nix::ioctl_none_bad!(tun_get_namespace, TUNGETDEVNETNS);
 nix::ioctl_write_int_bad!(tun_set_offload, libc::TUNSETOFFLOAD as libc::Ioctl);
 nix::ioctl_write_ptr_bad!(tun_set_vnet_header_len, libc::TUNSETVNETHDRSZ, c_int);
@@ -43,7 +42,7 @@ const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 
 /// Packets that wait for the reader of a queue at most. The kernel's default for TUN, 500, is 4 ms of full packets at
 /// 1.5 Gbit/s, about as long as a lane may wait for a processor: 0.6 % of UDP at that rate were lost. As for Ethernet:
-const QUEUE_LEN: c_int = 1000;
+const QUEUE_LEN: u32 = 1000;
 
 /// The reader completes checksums.
 const OFFLOAD_CHECKSUM: c_int = libc::TUN_F_CSUM as c_int;
@@ -179,23 +178,14 @@ impl Queue {
         })
     }
 
-    fn set_tx_queue_len(&self, packets: c_int) -> io::Result<()> {
-        let (control, request) = (control()?, self.request_with(packets)?);
-        // SAFETY: SIOCSIFTXQLEN reads the name and an int behind it, both within the request.
-        unsafe { set_tx_queue_len(control.as_raw_fd(), &raw const request) }?;
-        Ok(())
-    }
-
-    /// The interface's request with a number.
-    fn request_with(&self, number: c_int) -> io::Result<InterfaceRequest> {
-        let mut request = self.request()?;
-        request.value = [0; 24];
-        request.value[..4].copy_from_slice(&number.to_ne_bytes());
-        Ok(request)
+    fn set_tx_queue_len(&self, packets: u32) -> io::Result<()> {
+        self.at_interface(|request| link::set_tx_queue_len(request.index()?, packets))
     }
 
     fn set_mtu(&self, mtu: u16) -> io::Result<()> {
-        let (control, request) = (control()?, self.request_with(mtu.into())?);
+        let (control, mut request) = (control()?, self.request()?);
+        request.value = [0; 24];
+        request.value[..4].copy_from_slice(&c_int::from(mtu).to_ne_bytes());
         // SAFETY: SIOCSIFMTU reads the name and an int behind it, both within the request.
         unsafe { set_mtu(control.as_raw_fd(), &raw const request) }?;
         Ok(())
@@ -229,10 +219,7 @@ impl Queue {
     /// # Errors
     /// As for [`mtu`](Self::mtu), and those of [`link::set_gso_max_segs`].
     pub fn set_gso_max_segs(&self, segments: u32) -> io::Result<()> {
-        self.at_interface(|request| {
-            let name = CStr::from_bytes_until_nul(&request.name).map_err(|_| io::ErrorKind::InvalidData)?;
-            link::set_gso_max_segs(if_nametoindex(name)?, segments)
-        })
+        self.at_interface(|request| link::set_gso_max_segs(request.index()?, segments))
     }
 
     fn set_offload(&self, flags: c_int) -> io::Result<()> {
@@ -277,5 +264,11 @@ impl InterfaceRequest {
         let target = bytes[..IFNAMSIZ - 1].get_mut(..name.len()).ok_or(io::ErrorKind::InvalidInput)?;
         target.copy_from_slice(name.as_bytes());
         Ok(Self { name: bytes, value: [0; 24] })
+    }
+
+    /// The number of the interface of this name.
+    fn index(&self) -> io::Result<u32> {
+        let name = CStr::from_bytes_until_nul(&self.name).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(if_nametoindex(name)?)
     }
 }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use warren_testkit::netns::Netns;
 use warren_testkit::wait;
-use warren_tunnel::uapi::socket_path;
+use warren_tunnel::uapi::{client, socket_path};
 
 use super::site::{End, Family, INTERFACE, ONE, Program, SOON, Site, WARREN};
 
@@ -65,6 +66,36 @@ fn foreground(end: &End) -> Result<Child> {
         .spawn()?;
     wait::until("the socket", SOON, || end.get().map(drop))?;
     Ok(child)
+}
+
+/// Root of a user namespace has rights in its own network, and nowhere else.
+pub fn user_namespace() -> Result<()> {
+    let netns = Netns::new("user")?;
+    let mut child = netns
+        .command("unshare")
+        .args(["--user", "--map-root-user", "--net", WARREN, "--foreground", INTERFACE])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let answer = wait::until("an answer", SOON, || {
+        ensure!(child.try_wait()?.is_none(), "it has ended");
+        netns.run(|| client::get(&socket_path(INTERFACE), SOON))??;
+        Ok(())
+    });
+    // Unless it has ended by itself, which its output explains.
+    let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    answer.with_context(|| said.clone().into_owned())?;
+    ensure!(output.status.success(), "{}: {said}", output.status);
+    // It may not go beyond the system's limit, which not every kernel shows in here.
+    let limits =
+        ["rmem_max", "wmem_max"].map(|name| std::fs::read_to_string(format!("/proc/sys/net/core/{name}")));
+    if let [Ok(receiving), Ok(sending)] = limits {
+        let limit = receiving.trim().parse::<usize>()?.min(sending.trim().parse()?);
+        ensure!(said.contains("small socket buffers") == (limit < 2 << 20), "the limit is {limit}: {said}");
+    }
+    Ok(())
 }
 
 pub fn second_instance() -> Result<()> {
