@@ -236,7 +236,7 @@ impl Hands {
             | Action::AddRoute(_)
             | Action::RemoveRoute(_)
             | Action::AddRule(_)
-            | Action::RemoveRule(_) => self.kernel.apply(action).await?,
+            | Action::RemoveRule(_) => self.kernel.apply(action)?,
         }
         Ok(())
     }
