@@ -37,7 +37,7 @@ pub struct Kernel {
 /// What the kernel holds that matters to Warren.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// The tunnels' interfaces.
+    /// The tunnels' interfaces, and all TUNs that have the name of one's: whose they are, the kernel does not know.
     pub links: BTreeMap<Arc<str>, ObservedLink>,
     /// Interfaces that have the name of a tunnel's and are not Warren's.
     pub foreign: BTreeSet<Arc<str>>,
