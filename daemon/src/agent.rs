@@ -222,25 +222,28 @@ struct Carrier {
     fallback: Option<String>,
 }
 
-/// Decides on the backend, for as long as this program runs: what carries a node's tunnels should not come and go.
+/// Decides on the backend, for as long as this program runs: what carries a node's tunnels should not come and go. The
+/// kernel's is tried also where it is insisted on: what it lacks is told at once, and its first change need not find out
+/// what it knows.
 fn choose(choice: BackendChoice, hands: &Hands) -> Carrier {
-    match choice {
-        BackendChoice::Kernel => Carrier { backend: Backend::Kernel, fallback: None },
-        BackendChoice::Userspace => Carrier { backend: Backend::Userspace, fallback: None },
-        BackendChoice::Auto => match hands.probe() {
-            Ok(()) => {
-                tracing::info!("WireGuard in the kernel carries the tunnels");
-                Carrier { backend: Backend::Kernel, fallback: None }
-            }
-            Err(error) => {
-                let why = format!("{error:#}");
-                tracing::warn!(
-                    why,
-                    "WireGuard in the kernel cannot be used; warren-tunnel carries the tunnels"
-                );
-                Carrier { backend: Backend::Userspace, fallback: Some(why) }
-            }
-        },
+    if choice == BackendChoice::Userspace {
+        return Carrier { backend: Backend::Userspace, fallback: None };
+    }
+    match hands.probe() {
+        Ok(()) => {
+            tracing::info!("WireGuard in the kernel carries the tunnels");
+            Carrier { backend: Backend::Kernel, fallback: None }
+        }
+        Err(error) if choice == BackendChoice::Kernel => {
+            let why = format!("{error:#}");
+            tracing::warn!(why, "WireGuard in the kernel cannot be used yet; --backend kernel waits for it");
+            Carrier { backend: Backend::Kernel, fallback: None }
+        }
+        Err(error) => {
+            let why = format!("{error:#}");
+            tracing::warn!(why, "WireGuard in the kernel cannot be used; warren-tunnel carries the tunnels");
+            Carrier { backend: Backend::Userspace, fallback: Some(why) }
+        }
     }
 }
 

@@ -187,6 +187,7 @@ pub fn no_module() -> Result<()> {
         mesh.node(2).start_warrend(&WarrendOptions::default())?;
         node.start_warrend(&WarrendOptions { backend: Some("kernel"), ..WarrendOptions::default() })?;
         await_problem(node, "modprobe wireguard")?;
+        ensure!(node.log().contains("--backend kernel waits for it"), "not said at start: {}", node.log());
         no_talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
         mesh.silent()?;
         node.stop_warrend()?;
