@@ -1,6 +1,6 @@
 //! The loop that owns all state: look, plan, compare, act, look again, report.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -189,19 +189,27 @@ pub async fn teardown(shares: Shares) -> anyhow::Result<()> {
     let program = Some(Userspace::default_program());
     let hands = Hands::new(program, shares.numbers())?;
     let deadline = Instant::now() + Duration::from_secs(10);
+    let mut stopped = BTreeSet::new();
     loop {
         let seen = hands.look().await?;
         let mut failures = Vec::new();
         let actions = diff(&Desired::default(), &seen.observed(&Desired::default(), &mut failures));
         anyhow::ensure!(failures.is_empty(), failures.join("; "));
-        if actions.is_empty() {
+        // What was told to go and has not is served by nobody any more, as if it were somebody else's.
+        let slow: Vec<&str> =
+            seen.view.foreign.intersection(&stopped).map(|interface| &**interface).collect();
+        if actions.is_empty() && slow.is_empty() {
             tracing::info!("nothing of Warren's is left on this node; its keys are");
             return Ok(());
         }
-        anyhow::ensure!(Instant::now() < deadline, "still there after 10 s: {}", list(&actions));
+        let left = || if actions.is_empty() { slow.join(", ") } else { list(&actions) };
+        anyhow::ensure!(Instant::now() < deadline, "still there after 10 s: {}", left());
         for action in &actions {
             tracing::info!("{action}");
             hands.apply(action, None, seen.counters()).await?;
+            if let Action::StopTunnel { interface, .. } = action {
+                stopped.insert(interface.clone());
+            }
         }
         // The tunnel's process needs a moment to take its interface away.
         sleep(Duration::from_millis(50)).await;
@@ -214,25 +222,28 @@ struct Carrier {
     fallback: Option<String>,
 }
 
-/// Decides on the backend, for as long as this program runs: what carries a node's tunnels should not come and go.
+/// Decides on the backend, for as long as this program runs: what carries a node's tunnels should not come and go. The
+/// kernel's is tried also where it is insisted on: what it lacks is told at once, and its first change need not find out
+/// what it knows.
 fn choose(choice: BackendChoice, hands: &Hands) -> Carrier {
-    match choice {
-        BackendChoice::Kernel => Carrier { backend: Backend::Kernel, fallback: None },
-        BackendChoice::Userspace => Carrier { backend: Backend::Userspace, fallback: None },
-        BackendChoice::Auto => match hands.probe() {
-            Ok(()) => {
-                tracing::info!("WireGuard in the kernel carries the tunnels");
-                Carrier { backend: Backend::Kernel, fallback: None }
-            }
-            Err(error) => {
-                let why = format!("{error:#}");
-                tracing::warn!(
-                    why,
-                    "WireGuard in the kernel cannot be used; warren-tunnel carries the tunnels"
-                );
-                Carrier { backend: Backend::Userspace, fallback: Some(why) }
-            }
-        },
+    if choice == BackendChoice::Userspace {
+        return Carrier { backend: Backend::Userspace, fallback: None };
+    }
+    match hands.probe() {
+        Ok(()) => {
+            tracing::info!("WireGuard in the kernel carries the tunnels");
+            Carrier { backend: Backend::Kernel, fallback: None }
+        }
+        Err(error) if choice == BackendChoice::Kernel => {
+            let why = format!("{error:#}");
+            tracing::warn!(why, "WireGuard in the kernel cannot be used yet; --backend kernel waits for it");
+            Carrier { backend: Backend::Kernel, fallback: None }
+        }
+        Err(error) => {
+            let why = format!("{error:#}");
+            tracing::warn!(why, "WireGuard in the kernel cannot be used; warren-tunnel carries the tunnels");
+            Carrier { backend: Backend::Userspace, fallback: Some(why) }
+        }
     }
 }
 
@@ -409,13 +420,16 @@ impl Agent {
     }
 
     /// Does all of it, also after a failure: whatever stands is better than what does not. Only what would be
-    /// taken away stays until everything that is to take its place stands.
+    /// taken away stays until everything that is to take its place stands, and nothing is done to the interface of a tunnel
+    /// that could not be started, nor led into it.
     async fn apply(&mut self, actions: &[Action], seen: &Seen, failures: &mut Vec<String>) {
         const EACH: usize = 12;
         let again = self.failed == actions;
         let permissive = self.settings.current().enforcement == Enforcement::Permissive;
+        let mut missing = BTreeSet::new();
         for run in Action::runs(actions) {
-            if run[0].removes() && !failures.is_empty() {
+            let run = &*Action::without(run, &missing);
+            if run.first().is_none_or(|action| action.removes() && !failures.is_empty()) {
                 continue;
             }
             for action in run {
@@ -429,8 +443,9 @@ impl Agent {
             if stops && permissive {
                 sleep(DRAIN).await;
             }
-            let errors = self.hands.apply_run(run, Some(&self.identity), seen.counters()).await;
-            failures.extend(errors.iter().map(|error| format!("{error:#}")));
+            let outcome = self.hands.apply_run(run, Some(&self.identity), seen.counters()).await;
+            failures.extend(outcome.errors.iter().map(|error| format!("{error:#}")));
+            missing.extend(outcome.missing);
             let leaves = |action: &Action| match action {
                 Action::RemoveRoute(route) => matches!(route.kind, RouteKind::Tunnel { .. }),
                 _ => false,

@@ -9,15 +9,15 @@ use futures_util::future::join_all;
 use warren_api::status::GuardCounters;
 use warren_api::{Backend, PublicKey};
 use warren_core::{
-    Action, Desired, DeviceChange, Guard, Numbers, Observed, ObservedDevice, ObservedTunnel, Plan, RouteKind,
-    Standing,
+    Action, Desired, DeviceChange, Guard, Numbers, Observed, ObservedDevice, ObservedLink, ObservedTunnel,
+    Plan, RouteKind, Standing, Tunnel,
 };
 use warren_tunnel::uapi;
 
 use crate::guard::{self, Found};
 use crate::kernel::{Kernel, View};
 use crate::keystore::Identity;
-use crate::tunnel::Userspace;
+use crate::tunnel::{Owner, Userspace};
 use crate::wireguard::Wireguard;
 
 /// The adapters.
@@ -65,15 +65,23 @@ impl Seen {
         let mut tunnels = BTreeMap::new();
         for interface in interfaces {
             let link = self.view.links.get(interface).cloned();
-            let unlisted = self.unlisted.is_some()
-                && link.as_ref().is_some_and(|link| link.backend == Backend::Userspace);
+            let wanted = desired.tunnels.get(interface);
             let device = match self.devices.get(interface) {
                 Some(Ok(device)) => Some(device.clone()),
                 Some(Err(error)) => {
                     fail(error);
-                    desired.tunnels.get(interface).map(ObservedDevice::from)
+                    wanted.map(ObservedDevice::from)
                 }
-                None if unlisted => desired.tunnels.get(interface).map(ObservedDevice::from),
+                // Nobody can be asked whose it is; who has the tunnel's addresses got them here.
+                None if self.unlisted.is_some() => {
+                    let is_tunnel = |wanted: &&Tunnel| {
+                        link.as_ref().is_some_and(|link| {
+                            link.backend == Backend::Userspace
+                                && link.addresses.is_superset(&wanted.addresses)
+                        })
+                    };
+                    wanted.filter(is_tunnel).map(ObservedDevice::from)
+                }
                 None => None,
             };
             tunnels.insert(interface.clone(), ObservedTunnel { link, device });
@@ -128,6 +136,15 @@ impl Seen {
     }
 }
 
+/// What came of actions.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What went wrong.
+    pub errors: Vec<anyhow::Error>,
+    /// The tunnels that could not be started.
+    pub missing: Vec<Arc<str>>,
+}
+
 impl Hands {
     /// Adapters for the network namespace of the current thread; `program` starts tunnels in userspace, unless
     /// somebody else does.
@@ -169,7 +186,34 @@ impl Hands {
             let device = self.wireguard.observe(interface).map_err(anyhow::Error::from).transpose();
             devices.extend(device.map(|device| (interface.clone(), device)));
         }
-        Ok(Seen { view, found: found.map_err(Into::into), devices, unlisted, numbers: self.numbers })
+        let mut seen =
+            Seen { view, found: found.map_err(Into::into), devices, unlisted, numbers: self.numbers };
+        self.tell_strangers(&mut seen).await;
+        Ok(seen)
+    }
+
+    /// Tells TUNs of others from tunnels, which look the same but for who serves them.
+    async fn tell_strangers(&self, seen: &mut Seen) {
+        if seen.unlisted.is_some() {
+            return;
+        }
+        let unserved = |(interface, link): &(&Arc<str>, &ObservedLink)| {
+            link.backend == Backend::Userspace && !seen.devices.contains_key(*interface)
+        };
+        let unserved: Vec<Arc<str>> =
+            seen.view.links.iter().filter(unserved).map(|(interface, _)| interface.clone()).collect();
+        let owners = join_all(unserved.iter().map(|interface| self.userspace.owner(interface))).await;
+        for (interface, owner) in unserved.into_iter().zip(owners) {
+            match owner {
+                Owner::Tunnel(device) => drop(seen.devices.insert(interface, device.map_err(Into::into))),
+                // What is left of it is taken for what it is, half a tunnel.
+                Owner::Nobody => {}
+                Owner::Stranger => {
+                    seen.view.links.remove(&interface);
+                    seen.view.foreign.insert(interface);
+                }
+            }
+        }
     }
 
     /// Has nobody serve in userspace what is not wanted, as where its name turned out to be somebody else's: whoever
@@ -186,30 +230,35 @@ impl Hands {
         self.userspace.forget(is_wanted).context("a tunnel that is not wanted cannot be taken back")
     }
 
-    /// Does what can be done together ([`Action::runs`]); returns what went wrong.
+    /// Does what can be done together ([`Action::runs`]).
     pub async fn apply_run(
         &self,
         run: &[Action],
         identity: Option<&Identity>,
         counters: GuardCounters,
-    ) -> Vec<anyhow::Error> {
+    ) -> Outcome {
+        let mut outcome = Outcome::default();
         match run {
             [Action::AddRoute(_) | Action::RemoveRoute(_), ..] => {
-                self.kernel.apply_routes(run).into_iter().map(Into::into).collect()
+                outcome.errors.extend(self.kernel.apply_routes(run).into_iter().map(anyhow::Error::from));
             }
             [Action::StartTunnel { .. }, ..] => {
                 // Side by side: somebody else who does not come is waited for once.
                 let starts = run.iter().map(|action| self.apply(action, identity, counters));
-                join_all(starts).await.into_iter().filter_map(Result::err).collect()
+                for (action, result) in run.iter().zip(join_all(starts).await) {
+                    if let Err(error) = result {
+                        outcome.errors.push(error);
+                        outcome.missing.extend(action.interfaces().iter().cloned());
+                    }
+                }
             }
             run => {
-                let mut errors = Vec::new();
                 for action in run {
-                    errors.extend(self.apply(action, identity, counters).await.err());
+                    outcome.errors.extend(self.apply(action, identity, counters).await.err());
                 }
-                errors
             }
         }
+        outcome
     }
 
     /// Does one thing. `counters` are carried over where the guard is written anew.
@@ -236,7 +285,7 @@ impl Hands {
             | Action::AddRoute(_)
             | Action::RemoveRoute(_)
             | Action::AddRule(_)
-            | Action::RemoveRule(_) => self.kernel.apply(action).await?,
+            | Action::RemoveRule(_) => self.kernel.apply(action)?,
         }
         Ok(())
     }

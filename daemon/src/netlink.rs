@@ -1,9 +1,10 @@
-//! Netlink for what comes by the ten thousand: routes, and the elements of nftables' sets.
+//! Netlink: the frames of what is asked of the kernel, and of what it answers (`linux/netlink.h`, [`netlink(7)`]).
 //!
-//! `rtnetlink` asks for one thing at a time and makes a tree of types out of each answer, and `nft` turns each
-//! element into text. With thousands of nodes both take most of the time of a look. Here are only the frames
-//! (`linux/netlink.h`, [`netlink(7)`]): dumps, of which each message is handed on as bytes, and requests of which
-//! many go in one call.
+//! Routes and the elements of nftables' sets come by the ten thousand. The crate `rtnetlink` asks for one thing at a time
+//! and makes a tree of types out of each answer, and `nft` turns each element into text; with thousands of nodes both take
+//! most of the time of a look. Here are dumps, of which each message is handed on as bytes, and requests of which many go
+//! in one call. What comes in small numbers, addresses and rules, goes the same way, for the sake of what goes wrong: an
+//! answer that the kernel had no room for is an error here, and for `rtnetlink` 0.24 one that never comes.
 //!
 //! The kernel answers within the system call that asks (`netlink_unicast_kernel`), so nothing here waits: an
 //! answer that is not there yet will never come.
@@ -15,6 +16,7 @@ mod tests;
 
 use std::io;
 
+use netlink_packet_core::Emitable;
 use netlink_sys::SocketAddr;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -27,8 +29,11 @@ const ANSWER: usize = 64 << 10;
 /// memory, fit into a queue of the system's usual 208 KiB (`net.core.rmem_default`).
 const BATCH: usize = 128;
 
-/// How often a dump is started again because what it lists changed meanwhile.
+/// How often a dump is started again because what it lists changed meanwhile, and a system call because a signal came.
 const TRIES: usize = 8;
+
+/// How often the kernel is asked when it has no memory for a request, or its answer found no room.
+const ATTEMPTS: usize = 3;
 
 const HEADER: usize = 16;
 const NLA_HEADER: usize = 4;
@@ -52,6 +57,13 @@ impl Request {
         bytes.extend_from_slice(header);
         bytes.resize(aligned(bytes.len()), 0);
         Self(bytes, flags)
+    }
+
+    /// A request of some kind that says what a typed message does.
+    pub fn of(kind: u16, flags: i32, message: &impl Emitable) -> Self {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        Self::new(kind, flags, &bytes)
     }
 
     /// Adds an attribute.
@@ -211,6 +223,10 @@ impl<W: Wire> Socket<W> {
         while !seen {
             let received = self.receive(|message| {
                 let index = message.sequence.wrapping_sub(first) as usize;
+                // Answers to what was asked before, and given up.
+                if index >= requests.len() {
+                    return;
+                }
                 seen |= index == last;
                 if let Some(errno) = message.errno().filter(|errno| *errno != 0) {
                     refused.push((index, io::Error::from_raw_os_error(errno)));
@@ -275,12 +291,25 @@ impl<W: Wire> Socket<W> {
 
 /// A system call, again if a signal came first.
 fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    loop {
+    for _ in 1..TRIES {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
     }
+    call()
+}
+
+/// Asks again while the kernel has no memory for the question, was interrupted, or its answer found no room. In the last
+/// case it may have done already what it is asked for: that must do no harm, done twice.
+pub fn patiently<T>(mut ask: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match ask() {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EINTR)) => {}
+            result => return result,
+        }
+    }
+    ask()
 }
 
 /// One message as it came.

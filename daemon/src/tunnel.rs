@@ -41,6 +41,19 @@ const STOP: Duration = Duration::from_secs(1);
 /// How long it may take to create its interface.
 const START: Duration = Duration::from_secs(10);
 
+/// How much later than its interface a tunnel's socket may be there. It takes a fraction of a millisecond.
+const BIRTH: Duration = Duration::from_millis(20);
+
+/// Whose a TUN is that nobody was found to serve.
+pub enum Owner {
+    /// A tunnel's that came meanwhile, which is as it is said here.
+    Tunnel(Result<ObservedDevice, TunnelError>),
+    /// A tunnel's that has gone meanwhile.
+    Nobody,
+    /// Somebody else's: a tunnel's goes with its process.
+    Stranger,
+}
+
 /// Drives the tunnels of `warren-tunnel`, one to an interface.
 pub struct Userspace {
     /// `None` where somebody else starts it.
@@ -225,6 +238,20 @@ impl Userspace {
         self.missing().retain(|interface| !devices.contains_key(interface.as_str()));
         self.remember(&devices);
         Ok(devices)
+    }
+
+    /// Tells whose a TUN is that is there, and that nobody was found to serve: who makes tunnels makes the interface first,
+    /// and ends it last.
+    pub async fn owner(&self, interface: &str) -> Owner {
+        if let Some(device) = observe(interface).await.transpose() {
+            return Owner::Tunnel(device);
+        }
+        tokio::time::sleep(BIRTH).await;
+        match observe(interface).await.transpose() {
+            Some(device) => Owner::Tunnel(device),
+            None if nix::net::if_::if_nametoindex(interface).is_err() => Owner::Nobody,
+            None => Owner::Stranger,
+        }
     }
 
     /// Asks who serves those that are silent for the first time; forgets the others.

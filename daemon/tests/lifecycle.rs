@@ -15,6 +15,7 @@ use warren_testkit::{process, wait};
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("SIGTERM leaves tunnel, routes and guard in place", sigterm_leaves_everything),
     ("teardown takes everything off the node but the keys, and may be repeated", teardown_leaves_nothing),
+    ("teardown leaves somebody else's TUN alone that has a tunnel's name", teardown_spares_others),
     ("a node that is as it should be is left alone", idle_changes_nothing),
     ("what the tunnel drops stands in the metrics", tunnel_counters),
     ("the private key is in no log, status or metric", secrets_stay_secret),
@@ -102,6 +103,17 @@ fn teardown_leaves_nothing() -> Result<()> {
         ensure!(node.netns.pids_of("warren-tunnel")?.is_empty(), "warren-tunnel still runs");
     }
     ensure!(node.state_dir().join("key-0").exists(), "the key is gone");
+    Ok(())
+}
+
+fn teardown_spares_others() -> Result<()> {
+    let lab = mesh()?;
+    let node = lab.node(1);
+    node.stop_warrend()?;
+    node.netns.ip("tuntap add dev warren-a7 mode tun\nlink set warren-a7 up")?;
+    teardown(node)?;
+    let links = node.netns.sh("ip -brief link")?;
+    ensure!(links.contains("warren-a7") && !links.contains("warren-a0"), "there are {links}");
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
+use std::slice;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -142,6 +143,36 @@ impl Action {
             Self::ConfigureDevice { .. } | Self::SetLink { .. } | Self::AddAddress { .. } => false,
             Self::Loosen { .. } => false,
             Self::AddRoute(_) | Self::AddRule(_) => false,
+        }
+    }
+
+    /// The tunnels' interfaces that it changes, or leads into.
+    pub fn interfaces(&self) -> &[Arc<str>] {
+        match self {
+            Self::StartTunnel { interface, .. }
+            | Self::ConfigureDevice { interface, .. }
+            | Self::SetLink { interface, .. }
+            | Self::AddAddress { interface, .. }
+            | Self::RemoveAddress { interface, .. }
+            | Self::StopTunnel { interface, .. } => slice::from_ref(interface),
+            Self::AddRoute(route) | Self::RemoveRoute(route) => match &route.kind {
+                RouteKind::Tunnel { interfaces, .. } => interfaces,
+                RouteKind::Unreachable | RouteKind::Foreign => &[],
+            },
+            Self::ReplaceGuard(_) | Self::UpdateGuard { .. } | Self::RemoveGuard => &[],
+            Self::Loosen { .. } | Self::AddRule(_) | Self::RemoveRule(_) => &[],
+        }
+    }
+
+    /// Those of `actions` that have nothing to do with interfaces that could not be had: what has such a name may be
+    /// somebody else's, who is to be given neither addresses nor packets.
+    pub fn without<'a>(actions: &'a [Self], missing: &BTreeSet<Arc<str>>) -> Cow<'a, [Self]> {
+        let is_possible =
+            |action: &Self| action.interfaces().iter().all(|interface| !missing.contains(interface));
+        if missing.is_empty() {
+            Cow::Borrowed(actions)
+        } else {
+            actions.iter().filter(|action| is_possible(action)).cloned().collect()
         }
     }
 

@@ -165,3 +165,30 @@ fn tunnels_are_started_together() {
     assert_eq!(runs.next().map(<[Action]>::len), Some(4));
     assert_eq!(runs.next(), None);
 }
+
+#[test]
+fn what_could_not_be_had_is_left_alone() {
+    let desired = planned_with(4, 4, &[0, 1]).desired;
+    let actions = diff(&desired, &Observed::default());
+    assert_eq!(&*Action::without(&actions, &BTreeSet::new()), actions);
+    let left = Action::without(&actions, &[name(1)].into());
+    let concerns = |action: &&Action, lane| action.interfaces().contains(&name(lane));
+    assert_eq!(left.iter().find(|action| concerns(action, 1)), None);
+    // A route over several lanes leads into each of them.
+    let shared = |action: &&Action| concerns(action, 0) && concerns(action, 1);
+    assert!(actions.iter().any(|action| shared(&action)));
+    let kept: Vec<Action> = actions.iter().filter(|action| !concerns(action, 1)).cloned().collect();
+    assert_eq!(*left, kept);
+    for kind in ["start the", "configure the tunnel", "bring", "add address"] {
+        let of = |lane| {
+            let text = name(lane);
+            left.iter()
+                .any(|action| action.to_string().starts_with(kind) && action.to_string().contains(&*text))
+        };
+        assert!(of(0) && !of(1) && of(2) && of(3), "{kind}");
+    }
+    assert!(
+        left.iter()
+            .any(|action| matches!(action, Action::AddRoute(route) if route.kind == RouteKind::Unreachable))
+    );
+}

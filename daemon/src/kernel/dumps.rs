@@ -1,5 +1,6 @@
 //! Links, addresses and rules, as the kernel lists them. What changes while it is listed is listed again
-//! ([`Socket::dump`]): `rtnetlink` would take an interrupted list, in which any entry may be missing, for a whole one.
+//! ([`Socket::dump`]): the crate `rtnetlink` would take an interrupted list, in which any entry may be missing, for a whole
+//! one.
 
 use std::io;
 
@@ -10,7 +11,7 @@ use netlink_packet_route::rule::RuleMessage;
 use nix::libc;
 use warren_core::Family;
 
-use crate::netlink::{Request, Socket};
+use crate::netlink::{Request, Socket, patiently};
 
 /// All interfaces.
 pub fn links(socket: &mut Socket) -> io::Result<Vec<LinkMessage>> {
@@ -37,6 +38,7 @@ pub fn rules(socket: &mut Socket, family: Family) -> io::Result<Vec<RuleMessage>
 
 fn list<T: Parseable<[u8]>>(socket: &mut Socket, kind: u16, header: &[u8]) -> io::Result<Vec<T>> {
     let each = |found: &mut Vec<Result<T, DecodeError>>, message: &[u8]| found.push(T::parse(message));
-    let found = socket.dump(&mut Request::new(kind, 0, header), each)?;
+    let mut request = Request::new(kind, 0, header);
+    let found = patiently(|| socket.dump(&mut request, each))?;
     found.into_iter().collect::<Result<_, _>>().map_err(io::Error::other)
 }

@@ -24,7 +24,7 @@ const LOOSE: u32 = 2;
 /// The one that takes packets only from where their answers would go.
 const STRICT: i32 = 1;
 
-/// A tunnel's interface, if it is one that Warren made.
+/// A tunnel's interface, if it is one that Warren may have made.
 pub fn observed(link: &LinkMessage, addresses: BTreeSet<IpAddr>) -> Option<ObservedLink> {
     let (mut kind, mut alias) = (None, "");
     for attribute in &link.attributes {

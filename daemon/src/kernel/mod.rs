@@ -1,5 +1,6 @@
-//! Links, addresses, routes and rules of this node, over rtnetlink: read back, and applied. No policy.
+//! Links, addresses, routes and rules of this node, over rtnetlink(7): read back, and applied. No policy.
 
+mod addresses;
 mod collisions;
 mod dumps;
 mod links;
@@ -9,21 +10,17 @@ pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
-use std::net::IpAddr;
 use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
-use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::rule::RuleMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
-use rtnetlink::Handle;
+use nix::libc;
 use warren_api::names;
 use warren_core::{Action, Family, LocalAddress, Numbers, ObservedLink, Route, RouteKind, Rule};
 
-use crate::netlink::{Request, Socket};
+use crate::netlink::{Request, Socket, patiently};
 use crate::{marks, rewrites};
 use routes::Interfaces;
 
@@ -33,8 +30,6 @@ const ETHERNET: u32 = 1500;
 
 /// A connection to the kernel of the network namespace it was opened in.
 pub struct Kernel {
-    handle: Handle,
-    /// For whatever is listed, and for routes, of which there are several for each node of the cluster.
     socket: Mutex<Socket>,
     numbers: Numbers,
 }
@@ -42,7 +37,7 @@ pub struct Kernel {
 /// What the kernel holds that matters to Warren.
 #[derive(Debug, Clone, Default)]
 pub struct View {
-    /// The tunnels' interfaces.
+    /// The tunnels' interfaces, and all TUNs that have the name of one's: whose they are, the kernel does not know.
     pub links: BTreeMap<Arc<str>, ObservedLink>,
     /// Interfaces that have the name of a tunnel's and are not Warren's.
     pub foreign: BTreeSet<Arc<str>>,
@@ -98,12 +93,10 @@ pub enum KernelError {
 }
 
 impl Kernel {
-    /// Opens a connection and has it served in the background.
+    /// Opens a connection.
     pub fn open(numbers: Numbers) -> Result<Self, KernelError> {
         let socket = Socket::open(NETLINK_ROUTE).map_err(KernelError::Open)?;
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(KernelError::Open)?;
-        tokio::spawn(connection);
-        Ok(Self { handle, socket: Mutex::new(socket), numbers })
+        Ok(Self { socket: Mutex::new(socket), numbers })
     }
 
     /// Reads back all that matters.
@@ -116,9 +109,10 @@ impl Kernel {
         for link in &links {
             let Some(name) = name_of(link) else { continue };
             let on_link = addresses.iter().filter(|address| address.header.index == link.header.index);
-            let nets = on_link.filter_map(address_of);
+            let nets = on_link.filter_map(addresses::own);
             if names::is_tunnel(name) {
-                let addresses = nets.map(|net| net.addr()).filter(|address| !is_link_local(*address));
+                let addresses =
+                    nets.map(|net| net.addr()).filter(|address| !addresses::is_link_local(*address));
                 match links::observed(link, addresses.collect()) {
                     Some(link) => drop(view.links.insert(name.into(), link)),
                     None => drop(view.foreign.insert(name.into())),
@@ -211,7 +205,7 @@ impl Kernel {
                 Err(_) => {}
             }
         }
-        let refused = match self.socket().change(&mut requests) {
+        let refused = match patiently(|| self.socket().change(&mut requests)) {
             Ok(refused) => refused,
             Err(source) => vec![(0, source)],
         };
@@ -233,59 +227,27 @@ impl Kernel {
         errors
     }
 
-    /// Sends the one request that an action takes.
-    fn send(&self, action: &Action, request: Request) -> Result<(), KernelError> {
-        let refused = self.socket().change(&mut [request]);
-        let result = refused.and_then(|refused| match refused.into_iter().next() {
-            Some((_, source)) => Err(source),
-            None => Ok(()),
-        });
-        result.map_err(|source| refusal(action.to_string(), source))
-    }
-
     /// Does one thing that concerns the kernel.
-    pub async fn apply(&self, action: &Action) -> Result<(), KernelError> {
-        let result = match action {
-            Action::SetLink { interface, mtu } => {
-                return self.send(action, links::up(index(interface)?, *mtu));
-            }
-            Action::Loosen { link } => return self.send(action, links::loosen(*link)),
-            Action::AddAddress { interface, address } => {
-                let index = index(interface)?;
-                let full = if address.is_ipv4() { 32 } else { 128 };
-                let mut add = self.handle.address().add(index, *address, full);
-                // A tunnel has nobody to ask whether an address is taken (RFC 4862, section 5.4).
-                add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-                add.execute().await
-            }
-            Action::RemoveAddress { interface, address } => {
-                let index = index(interface)?;
-                let mut message = AddressMessage::default();
-                message.header.index = index;
-                let (family, full) = match address {
-                    IpAddr::V4(_) => (AddressFamily::Inet, 32),
-                    IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-                };
-                message.header.family = family;
-                message.header.prefix_len = full;
-                message.attributes.push(AddressAttribute::Local(*address));
-                self.handle.address().del(message).execute().await
-            }
-            Action::AddRule(rule) => {
-                let mut add = self.handle.rule().add();
-                *add.message_mut() = rules::rule_message(rule);
-                add.execute().await
-            }
-            Action::RemoveRule(rule) => {
-                absent_is_done(self.handle.rule().del(rules::rule_message(rule)).execute().await)
-            }
+    pub fn apply(&self, action: &Action) -> Result<(), KernelError> {
+        let mut request = match action {
+            Action::SetLink { interface, mtu } => links::up(index(interface)?, *mtu),
+            Action::Loosen { link } => links::loosen(*link),
+            Action::AddAddress { interface, address } => addresses::addition(index(interface)?, *address),
+            Action::RemoveAddress { interface, address } => addresses::removal(index(interface)?, *address),
+            Action::AddRule(rule) => rules::addition(rule),
+            Action::RemoveRule(rule) => rules::removal(rule),
             Action::AddRoute(_) | Action::RemoveRoute(_) => {
                 return self.apply_routes(slice::from_ref(action)).into_iter().next().map_or(Ok(()), Err);
             }
-            Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => Ok(()),
-            Action::StartTunnel { .. } | Action::ConfigureDevice { .. } | Action::StopTunnel { .. } => Ok(()),
+            Action::ReplaceGuard(_) | Action::UpdateGuard { .. } | Action::RemoveGuard => return Ok(()),
+            Action::StartTunnel { .. } | Action::ConfigureDevice { .. } | Action::StopTunnel { .. } => {
+                return Ok(());
+            }
         };
-        result.map_err(|error| refusal(action.to_string(), into_io(error)))
+        match patiently(|| self.socket().get(&mut request, |(), _| {})) {
+            Err(error) if action.removes() && is_absence(&error) => Ok(()),
+            result => result.map_err(|source| refusal(action.to_string(), source)),
+        }
     }
 }
 
@@ -347,24 +309,9 @@ fn index(interface: &str) -> Result<u32, KernelError> {
     nix::net::if_::if_nametoindex(interface).map_err(|_| KernelError::NoInterface(interface.to_owned()))
 }
 
-/// Something that should go and is gone already.
-fn absent_is_done(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
-    match result {
-        Err(rtnetlink::Error::NetlinkError(message)) if is_absence(&message.to_io()) => Ok(()),
-        result => result,
-    }
-}
-
+/// Whether what should go is gone already: a route, a rule, or an address.
 fn is_absence(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENOENT))
-}
-
-/// The kernel's own word, where it is one.
-fn into_io(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        error => io::Error::other(error),
-    }
+    matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL))
 }
 
 fn unreadable(what: &'static str, source: io::Error) -> KernelError {
@@ -380,11 +327,14 @@ fn refusal(action: String, source: io::Error) -> KernelError {
 /// What to do about a refusal.
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(nix::libc::EPERM) => "; warrend needs the capability NET_ADMIN",
-        Some(nix::libc::EOPNOTSUPP | nix::libc::EAFNOSUPPORT) => "; is this address family switched off?",
+        Some(libc::EPERM) => "; warrend needs the capability NET_ADMIN",
+        Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => "; is this address family switched off?",
         // A tunnel's interface takes its port as it comes up.
-        Some(nix::libc::EADDRINUSE) => {
+        Some(libc::EADDRINUSE) => {
             "; its UDP port is taken: see who has it with `ss -lunp`, or choose another with --listen-port"
+        }
+        Some(libc::ENOBUFS | libc::ENOMEM) => {
+            "; the kernel has no memory for it: see what uses it up with `slabtop`; this is tried again"
         }
         _ => "",
     }
@@ -395,20 +345,4 @@ fn name_of(link: &LinkMessage) -> Option<&str> {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
-}
-
-/// An interface's own address; on point-to-point links `Address` is the other end's.
-fn address_of(message: &AddressMessage) -> Option<IpNet> {
-    let find = |local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) if local => Some(*address),
-            AddressAttribute::Address(address) if !local => Some(*address),
-            _ => None,
-        })
-    };
-    IpNet::new(find(true).or_else(|| find(false))?, message.header.prefix_len).ok()
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

@@ -13,7 +13,7 @@ use nix::libc;
 use warren_api::names;
 use warren_core::{Family, Route, RouteKind};
 
-use crate::netlink::{Request, Socket, attributes, u32_at};
+use crate::netlink::{Request, Socket, attributes, patiently, u32_at};
 
 /// `struct rtmsg`: family, prefix length of the destination and of the source, TOS, table, protocol, scope, type,
 /// and 32 bits of flags.
@@ -56,9 +56,10 @@ pub fn list(
     header[0] = address_family(family);
     let mut request = Request::new(libc::RTM_GETROUTE, 0, &header);
     request.put(libc::RTA_TABLE, &table.to_ne_bytes());
-    match socket.dump(&mut request, |routes: &mut Vec<Route>, message| {
+    let each = |routes: &mut Vec<Route>, message: &[u8]| {
         routes.extend(parse(message, interfaces).filter(|route| route.table == table));
-    }) {
+    };
+    match patiently(|| socket.dump(&mut request, each)) {
         // The answer when the table has never held a route (net/ipv4/fib_frontend.c).
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
         result => result,

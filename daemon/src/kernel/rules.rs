@@ -4,8 +4,11 @@ use ipnet::IpNet;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RulePortRange};
 use netlink_packet_route::{AddressFamily, IpProtocol};
+use nix::libc;
 use warren_api::names;
 use warren_core::{Family, Port, Rule};
+
+use crate::netlink::Request;
 
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(names::ROUTE_PROTOCOL);
 
@@ -16,8 +19,18 @@ fn address_family(family: Family) -> AddressFamily {
     }
 }
 
-/// The message that describes a rule.
-pub fn rule_message(rule: &Rule) -> RuleMessage {
+/// What adds a rule. One that stands already, because the kernel's word of it was lost, stands twice then, and the second
+/// is removed at the next look.
+pub fn addition(rule: &Rule) -> Request {
+    Request::of(libc::RTM_NEWRULE, libc::NLM_F_CREATE, &message(rule))
+}
+
+/// What removes a rule, once.
+pub fn removal(rule: &Rule) -> Request {
+    Request::of(libc::RTM_DELRULE, 0, &message(rule))
+}
+
+fn message(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = address_family(rule.family);
     message.header.action = RuleAction::ToTable;

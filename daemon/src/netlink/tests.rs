@@ -42,7 +42,11 @@ impl Wire for Script {
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.next() {
             Step::Sends => {
-                self.sequence.set(u32_at(bytes, 8).unwrap());
+                let mut rest = bytes;
+                while let Some((request, after)) = Message::first(rest) {
+                    self.sequence.set(request.sequence);
+                    rest = after;
+                }
                 Ok(bytes.len())
             }
             Step::Fails(errno) => Err(io::Error::from_raw_os_error(errno)),
@@ -81,6 +85,11 @@ fn end() -> (u16, u16, u32, Vec<u8>) {
     (DONE, 0, 0, vec![0; 4])
 }
 
+/// The answer to a change, or to one so many before: 0 if it was made, or why not.
+fn answer(before: u32, errno: i32) -> (u16, u16, u32, Vec<u8>) {
+    (ERROR, 0, before, (-errno).to_ne_bytes().to_vec())
+}
+
 /// A list that is interrupted before its second piece.
 fn interrupted() -> [Step; 3] {
     let (kind, _, before, body) = entry(9);
@@ -92,6 +101,19 @@ fn interrupted() -> [Step; 3] {
 fn list(socket: &mut Socket<Script>) -> io::Result<Vec<u8>> {
     let mut request = Request::new(libc::RTM_GETLINK, 0, &[0; 16]);
     socket.dump(&mut request, |found: &mut Vec<u8>, message| found.extend_from_slice(message))
+}
+
+/// One change, as often as that takes; the errors as the kernel's numbers.
+fn change(socket: &mut Socket<Script>) -> Result<(), Option<i32>> {
+    let mut request = Request::new(libc::RTM_NEWADDR, 0, &[0; 8]);
+    patiently(|| socket.get(&mut request, |(), _| {})).map_err(|error| error.raw_os_error())
+}
+
+/// Two changes in one call: which of them were refused, and why.
+fn changes(socket: &mut Socket<Script>) -> Result<Vec<(usize, Option<i32>)>, Option<i32>> {
+    let request = || Request::new(libc::RTM_NEWROUTE, 0, &[0; 12]);
+    let refused = socket.change(&mut [request(), request()]).map_err(|error| error.raw_os_error())?;
+    Ok(refused.into_iter().map(|(index, error)| (index, error.raw_os_error())).collect())
 }
 
 /// Nothing more is asked for than was written down, and nothing less.
@@ -150,8 +172,66 @@ fn lost_answers_are_an_error_and_late_ones_are_not_the_next_list() {
 
 #[test]
 fn a_refused_list_is_an_error() {
-    let refusal = (ERROR, 0, 0, (-libc::EPERM).to_ne_bytes().to_vec());
-    let script = Script::default().then([Step::Sends, Step::Answers(vec![refusal])]);
+    let script = Script::default().then([Step::Sends, Step::Answers(vec![answer(0, libc::EPERM)])]);
     assert_eq!(list(&mut Socket::over(script.clone())).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    finished(&script);
+}
+
+#[test]
+fn signals_without_end_are_an_error() {
+    let script = Script::default().then((0..TRIES).map(|_| Step::Fails(libc::EINTR)));
+    assert_eq!(list(&mut Socket::over(script.clone())).unwrap_err().raw_os_error(), Some(libc::EINTR));
+    finished(&script);
+}
+
+#[test]
+fn a_change_is_asked_for_again_when_the_kernel_had_no_room_or_was_interrupted() {
+    let lost = || [Step::Sends, Step::Fails(libc::ENOBUFS)];
+    let unsent = || [Step::Fails(libc::ENOBUFS)];
+    let refused = |errno| [Step::Sends, Step::Answers(vec![answer(0, errno)])];
+    let script = Script::default()
+        .then(lost())
+        // What was answered before is still handed out.
+        .then([Step::Sends, Step::Answers(vec![answer(1, 0)]), Step::Answers(vec![answer(0, libc::EINTR)])])
+        .then(refused(0))
+        .then(unsent())
+        .then(refused(libc::ENOBUFS))
+        .then(refused(0));
+    let mut socket = Socket::over(script.clone());
+    assert_eq!(change(&mut socket), Ok(()));
+    assert_eq!(change(&mut socket), Ok(()));
+    finished(&script);
+}
+
+#[test]
+fn a_change_is_not_asked_for_for_ever() {
+    for errno in [libc::ENOBUFS, libc::EINTR] {
+        let script = Script::default()
+            .then((0..ATTEMPTS).flat_map(|_| [Step::Sends, Step::Answers(vec![answer(0, errno)])]))
+            .then([Step::Sends, Step::Answers(vec![answer(0, 0)])]);
+        let mut socket = Socket::over(script.clone());
+        assert_eq!(change(&mut socket), Err(Some(errno)));
+        // What failed is over: the next change is made.
+        assert_eq!(change(&mut socket), Ok(()));
+        finished(&script);
+    }
+    let script = Script::default().then([Step::Sends, Step::Answers(vec![answer(0, libc::EPERM)])]);
+    assert_eq!(change(&mut Socket::over(script.clone())), Err(Some(libc::EPERM)));
+    finished(&script);
+}
+
+#[test]
+fn late_refusals_are_not_those_of_the_next_changes() {
+    let script = Script::default().then([
+        Step::Sends,
+        Step::Fails(libc::ENOBUFS),
+        Step::Sends,
+        Step::Answers(vec![answer(3, libc::EEXIST), answer(2, 0)]),
+        Step::Answers(vec![answer(1, libc::ENODEV)]),
+        Step::Answers(vec![answer(0, 0)]),
+    ]);
+    let mut socket = Socket::over(script.clone());
+    assert_eq!(changes(&mut socket), Err(Some(libc::ENOBUFS)));
+    assert_eq!(changes(&mut socket), Ok(vec![(0, Some(libc::ENODEV))]));
     finished(&script);
 }

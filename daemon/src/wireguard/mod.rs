@@ -37,16 +37,13 @@ use rand_core::{OsRng, RngCore as _};
 use warren_core::{DeviceChange, ObservedDevice};
 
 use crate::keystore::Identity;
-use crate::netlink::Socket;
+use crate::netlink::{Socket, patiently};
 use deliver::{Refusal, deliver};
 pub use error::WireguardError;
 use error::errno;
 use link::Link;
 use plan::{Message, Removal};
 use wire::Reading;
-
-/// How often the kernel is asked when it has no memory for a request, or its answer found no room.
-const TRIES: usize = 3;
 
 /// A connection to the WireGuard of the network namespace it was opened in.
 pub struct Wireguard(Mutex<Sockets>);
@@ -269,17 +266,6 @@ impl Sockets {
         self.family = family;
         family.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
     }
-}
-
-/// Asks again while the kernel has no memory for the question, or its answer found no room.
-fn patiently<T>(mut ask: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-    for _ in 1..TRIES {
-        match ask() {
-            Err(error) if errno(&error) == libc::ENOBUFS => {}
-            result => return result,
-        }
-    }
-    ask()
 }
 
 /// Brings a private key into the form that the kernel keeps it in (RFC 7748, section 5). It takes another form of its

@@ -22,11 +22,10 @@ use warren_api::PublicKey;
 use warren_core::{DeviceChange, ObservedDevice, ObservedPeer, PeerChange};
 
 use super::deliver::deliver;
-use super::error::{WireguardError, errno};
+use super::error::WireguardError;
 use super::link::{Link, throwaway_name};
 use super::plan::{self, LIMIT, Message, Removal};
 use super::wire::{self, Reading};
-use super::{TRIES, patiently};
 
 type Key = [u8; 32];
 
@@ -338,22 +337,6 @@ fn told(net: &IpNet) -> WireguardAllowedIp {
         WireguardAllowedIpAttr::Family(family),
         WireguardAllowedIpAttr::IpAddr(net.addr()),
     ])
-}
-
-#[test]
-fn a_kernel_without_room_is_asked_again_and_not_for_ever() {
-    let asked = |failures: usize, code: i32| {
-        let mut asked = 0;
-        let result = patiently(|| {
-            asked += 1;
-            if asked <= failures { Err(io::Error::from_raw_os_error(code)) } else { Ok(()) }
-        });
-        (asked, result.map_err(|error| errno(&error)))
-    };
-    assert_eq!(asked(0, libc::ENOBUFS), (1, Ok(())));
-    assert_eq!(asked(2, libc::ENOBUFS), (3, Ok(())));
-    assert_eq!(asked(9, libc::ENOBUFS), (TRIES, Err(libc::ENOBUFS)));
-    assert_eq!(asked(9, libc::EPERM), (1, Err(libc::EPERM)));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use netlink_packet_core::{DecodeError, Emitable as _, NlasIterator, Parseable as _};
+use netlink_packet_core::{DecodeError, NlasIterator, Parseable as _};
 use netlink_packet_generic::GenlMessage;
 use netlink_packet_generic::constants::{
     CTRL_ATTR_FAMILY_ID, CTRL_ATTR_FAMILY_NAME, CTRL_CMD_GETFAMILY, GENL_HDRLEN, GENL_ID_CTRL,
@@ -72,9 +72,7 @@ pub fn attributes_of(interface: u32, message: &Message) -> Vec<WireguardAttribut
 
 fn request(family: u16, cmd: WireguardCmd, attributes: Vec<WireguardAttribute>) -> Request {
     let message = GenlMessage::from_payload(WireguardMessage { cmd, attributes });
-    let mut bytes = vec![0; message.buffer_len()];
-    message.emit(&mut bytes);
-    Request::new(family, 0, &bytes)
+    Request::of(family, 0, &message)
 }
 
 fn peer(part: &Part) -> WireguardPeer {

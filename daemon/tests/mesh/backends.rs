@@ -3,12 +3,13 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use warren_api::{Backend, names};
 use warren_testkit::lab::{Node, Rights, WarrendOptions, needs_kernel_wireguard};
 use warren_testkit::{scenario, wait};
 
 use crate::common::{difference, in_lab, no_talk, talk, two_nodes};
+use crate::strangers::{self, Stranger};
 
 /// A handshake, and what it takes to make a tunnel of another kind in the place of one, [`wait::patient`].
 const CHANGED: Duration = Duration::from_secs(1);
@@ -81,26 +82,52 @@ pub fn auto() -> Result<()> {
 }
 
 /// Somebody else's interface has the tunnel's name at start: the node is not ready and says what to do, the interface
-/// stays as it is, nothing is in the clear; and once it is gone, the node joins.
+/// stays as it is, no packet of a pod gets into it or leaves in the clear; and once it is gone, the node joins.
 pub fn name_taken() -> Result<()> {
+    for kind in strangers::KINDS {
+        if kind == "wireguard" && needs_kernel_wireguard().is_err() {
+            println!("{kind}: this kernel has none");
+            continue;
+        }
+        in_lab(two_nodes(), |mesh| {
+            let stranger = Stranger::make(mesh, kind)?;
+            mesh.lab.start_all(&WarrendOptions::default())?;
+            await_problem(mesh.node(1), "warren-a0 is not Warren")?;
+            stranger.await_left_alone()?;
+            stranger.delete()?;
+            mesh.await_up()?;
+            talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
+            stranger.control()?;
+            mesh.sealed().map(drop)
+        })
+        .with_context(|| format!("a {kind} named warren-a0"))?;
+    }
+    Ok(())
+}
+
+/// The same of a TUN while nobody can tell whose it is: the directory of the sockets cannot be read.
+pub fn name_taken_unseen() -> Result<()> {
     in_lab(two_nodes(), |mesh| {
         let node = mesh.node(1);
-        node.netns.ip("link add warren-a0 type bridge\nlink set warren-a0 up")?;
-        let before = node.netns.sh("ip link show dev warren-a0")?;
-        mesh.lab.start_all(&WarrendOptions::default())?;
-        wait::until("the report of the taken name", Duration::from_secs(10), || {
-            let (code, said) = node.http("/readyz")?;
-            ensure!(code == 503 && said.contains("warren-a0 is not Warren"), "{code}: {said}");
+        let stranger = Stranger::make(mesh, "tuntap")?;
+        node.start_tunnel()?;
+        wait::until("the directory of the sockets", Duration::from_secs(5), || {
+            ensure!(node.log().contains("serving the interfaces"), "warren-tunnel does not wait yet");
             Ok(())
         })?;
-        ensure!(node.netns.sh("ip link show dev warren-a0")? == before, "the interface was changed");
-        no_talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
-        mesh.silent()?;
-        node.netns.ip("link delete warren-a0")?;
+        node.netns.sh("chmod 0 /run/wireguard")?;
+        mesh.node(2).start_warrend(&WarrendOptions::default())?;
+        node.start_warrend(&WarrendOptions { rights: Rights::Manifest, ..WarrendOptions::default() })?;
+        await_problem(node, "cannot be listed")?;
+        stranger.await_left_alone()?;
+        node.netns.sh("chmod 755 /run/wireguard")?;
+        await_problem(node, "warren-a0 is not Warren")?;
+        stranger.await_left_alone()?;
+        stranger.delete()?;
         mesh.await_up()?;
         talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
-        mesh.sealed()?;
-        Ok(())
+        stranger.control()?;
+        mesh.sealed().map(drop)
     })
 }
 
@@ -160,6 +187,7 @@ pub fn no_module() -> Result<()> {
         mesh.node(2).start_warrend(&WarrendOptions::default())?;
         node.start_warrend(&WarrendOptions { backend: Some("kernel"), ..WarrendOptions::default() })?;
         await_problem(node, "modprobe wireguard")?;
+        ensure!(node.log().contains("--backend kernel waits for it"), "not said at start: {}", node.log());
         no_talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
         mesh.silent()?;
         node.stop_warrend()?;

@@ -73,9 +73,15 @@ pub fn port_taken() -> Result<()> {
 /// Somebody else's interface has the name of one lane, for which an earlier daemon asked. The node joins with the others,
 /// and the kubelet finds nothing wrong with the container that serves them.
 pub fn name_taken() -> Result<()> {
+    ["link add warren-a2 type bridge", "tuntap add dev warren-a2 mode tun"]
+        .into_iter()
+        .try_for_each(|make| name_taken_by(make).with_context(|| make.to_owned()))
+}
+
+fn name_taken_by(make: &str) -> Result<()> {
     in_lab(two_nodes(), |mesh| {
         let node = mesh.node(1);
-        node.netns.ip("link add warren-a2 type bridge\nlink set warren-a2 up")?;
+        node.netns.ip(&format!("{make}\nlink set warren-a2 up"))?;
         let wanted = "/run/wireguard/warren-a2.wanted";
         node.netns.sh(&format!("touch {wanted}"))?;
         node.start_tunnel()?;

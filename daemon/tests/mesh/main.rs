@@ -19,6 +19,7 @@ mod refusals;
 mod removal;
 mod restarts;
 mod shapes;
+mod strangers;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a node changes its backend: the same key, and one handshake", backends::change),
     ("--backend auto takes the kernel's WireGuard, or says why it cannot", backends::auto),
     ("a foreign interface with the tunnel's name is left alone and told", backends::name_taken),
+    (
+        "a foreign TUN with the tunnel's name is left alone while the sockets cannot be read",
+        backends::name_taken_unseen,
+    ),
     ("a UDP port that somebody else has is told, and taken when it is free", backends::port_taken),
     ("without NET_ADMIN warrend says so, changes nothing, and tries again", backends::no_right),
     ("--backend kernel without WireGuard in the kernel is told, and nothing leaks", backends::no_module),
