@@ -32,8 +32,13 @@ pub struct Args {
 /// What to do instead of running the daemon.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Take everything of Warren's off this node: tunnel, routes, rules, guard. Keys stay.
-    Teardown,
+    /// Take everything of Warren's off this node: tunnel, routes, rules, guard, and what it changed of the node's own
+    /// settings. Keys stay.
+    Teardown {
+        /// The directory of this node's keys, as the daemon was told: there it noted what the settings were.
+        #[arg(long, default_value = names::STATE_DIR)]
+        state_dir: PathBuf,
+    },
 }
 
 /// What the daemon of one node needs to know.
@@ -272,7 +277,7 @@ mod tests {
         let run = parse("warrend --node a --registry kubernetes:/k").unwrap();
         assert_eq!(run.run.unwrap().registry, Registry::Kubernetes(Some("/k".into())));
         let teardown = parse("warrend teardown").unwrap();
-        assert!(matches!(teardown.command, Some(Command::Teardown)) && teardown.run.is_none());
+        assert!(matches!(teardown.command, Some(Command::Teardown { .. })) && teardown.run.is_none());
         for bad in [
             "warrend",
             "warrend --node a",
