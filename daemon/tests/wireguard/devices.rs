@@ -91,10 +91,10 @@ pub fn foreign_changes() -> Result<()> {
     Ok(())
 }
 
-/// How many reads are to be interrupted, and how long that may take, [`wait::patient`]: with one in eight, a hundred times
+/// How many reads are to be interrupted, and how long that may take, [`wait::patient`]: with one in eight, ten times
 /// less.
 const ENOUGH: u64 = 5;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// A device whose peers take several messages to read, while somebody changes it: until reads were interrupted by that for
 /// certain.
