@@ -207,7 +207,8 @@ impl Load {
 
     fn stop(self) -> Result<u64> {
         self.over.store(true, Ordering::Relaxed);
-        Ok(self.sender.join().expect("the sender does not panic")?)
+        let sent = self.sender.join().expect("the sender does not panic");
+        sent.context("a datagram to the network that moves")
     }
 }
 
