@@ -1,6 +1,7 @@
 //! The loop that owns all state: look, plan, compare, act, look again, report.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,14 +20,15 @@ use crate::args::{self, BackendChoice, Shares};
 use crate::hands::{Hands, Seen};
 use crate::happening;
 use crate::http::{self, Board};
+use crate::kernel::View;
 use crate::kernel::watch::Notices;
-use crate::kernel::{self, View};
 use crate::keystore::{self, Identity};
 use crate::paths::Paths;
 use crate::registry::Registry;
 use crate::report::{Report, Voice};
 use crate::settings::Source;
 use crate::silence::Silence;
+use crate::spread::Spread;
 use crate::tunnel::Userspace;
 
 /// The epoch of the only key there is until keys rotate.
@@ -97,17 +99,8 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
     let program = tunnel_program.unwrap_or_else(Userspace::default_program);
     let program = (!external_tunnel).then_some(program);
     let changed = Arc::new(Notify::new());
-    let hands = Hands::new(program, numbers)?;
+    let hands = Hands::new(program, &state_dir, numbers)?;
     let Carrier { backend, fallback } = choose(backend, &hands);
-    if lanes > 1
-        && let Err(error) = kernel::spread_by_ports()
-    {
-        tracing::warn!(
-            %error,
-            "all flows between two addresses share a lane; set net.ipv4.fib_multipath_hash_policy=1 and \
-             net.ipv6.fib_multipath_hash_policy=1 on this node"
-        );
-    }
     let mut agent = Agent {
         backend,
         fallback,
@@ -127,6 +120,7 @@ pub async fn run(args: args::Run, shares: Shares) -> anyhow::Result<()> {
         guarded: Guard::default(),
         peers: BTreeMap::new(),
         settled: false,
+        spread: Spread::default(),
         silence: Silence::default(),
     };
     tracing::info!(node = agent.node, public_key = %agent.identity.public(), "warrend starts");
@@ -185,9 +179,9 @@ fn goodbye(signal: &str) -> anyhow::Result<()> {
 }
 
 /// Takes everything of Warren's off this node, in the order that keeps traffic safe to the end.
-pub async fn teardown(shares: Shares) -> anyhow::Result<()> {
+pub async fn teardown(state_dir: &Path, shares: Shares) -> anyhow::Result<()> {
     let program = Some(Userspace::default_program());
-    let hands = Hands::new(program, shares.numbers())?;
+    let hands = Hands::new(program, state_dir, shares.numbers())?;
     let deadline = Instant::now() + Duration::from_secs(10);
     let mut stopped = BTreeSet::new();
     loop {
@@ -199,6 +193,7 @@ pub async fn teardown(shares: Shares) -> anyhow::Result<()> {
         let slow: Vec<&str> =
             seen.view.foreign.intersection(&stopped).map(|interface| &**interface).collect();
         if actions.is_empty() && slow.is_empty() {
+            hands.spread_as_before().context("flows cannot be spread as before")?;
             tracing::info!("nothing of Warren's is left on this node; its keys are");
             return Ok(());
         }
@@ -274,6 +269,7 @@ struct Agent {
     peers: BTreeMap<PublicKey, PeerInfo>,
     /// Whether it was seen that nobody else has what is to be Warren's. Who takes it later is not let have it.
     settled: bool,
+    spread: Spread,
     silence: Silence,
 }
 
@@ -323,6 +319,10 @@ impl Agent {
             failures.push(format!("{error:#}"));
         }
         self.guarded = plan.desired.guard.clone().unwrap_or_default();
+        let spreads = self.lanes > 1 && plan.withdrawal != Withdrawal::Done;
+        if spreads {
+            self.spread.by_ports(&self.hands, &mut seen);
+        }
         let renewals = renewals(&self.peers, &plan, seen.sound_devices());
         if !renewals.is_empty() {
             self.apply(&renewals, &seen, &mut failures).await;
@@ -343,6 +343,10 @@ impl Agent {
             if failures.is_empty() && !rest.is_empty() {
                 failures.push(format!("had no effect: {}", list(&rest)));
             }
+        }
+        // Not before the routes over several lanes are gone.
+        if !spreads && failures.is_empty() {
+            self.spread.as_before(&self.hands, &mut seen);
         }
         self.failed = if failures.is_empty() { Vec::new() } else { actions };
         if let Err(error) = self.publish(&plan, &seen, failures.is_empty()) {

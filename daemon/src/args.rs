@@ -32,8 +32,13 @@ pub struct Args {
 /// What to do instead of running the daemon.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Take everything of Warren's off this node: tunnel, routes, rules, guard. Keys stay.
-    Teardown,
+    /// Take everything of Warren's off this node: tunnel, routes, rules, guard, and what it changed of the node's own
+    /// settings. Keys stay.
+    Teardown {
+        /// The directory of this node's keys, as the daemon was told: there it noted what the settings were.
+        #[arg(long, default_value = names::STATE_DIR)]
+        state_dir: PathBuf,
+    },
 }
 
 /// What the daemon of one node needs to know.
@@ -168,15 +173,20 @@ pub enum BackendChoice {
     Userspace,
 }
 
-/// A number of lanes, or `auto`: one for every two processors, of which sending and receiving take one each.
+/// A number of lanes, or `auto`.
 fn lanes(text: &str) -> Result<u8, String> {
-    const AUTO: usize = 8;
     if text == "auto" {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        return Ok((processors / 2).clamp(1, AUTO) as u8);
+        return Ok(lanes_for(std::thread::available_parallelism().map_or(1, usize::from)));
     }
     let number = text.parse().ok().filter(|lanes| (1..=names::MAX_LANES).contains(lanes));
     number.ok_or_else(|| format!("write auto, or a number from 1 to {}", names::MAX_LANES))
+}
+
+/// How many lanes are good on so many processors: one for every two, of which sending and receiving take one each; no
+/// more than have been measured.
+fn lanes_for(processors: usize) -> u8 {
+    const MOST: usize = 8;
+    (processors / 2).clamp(1, MOST) as u8
 }
 
 /// Whether each lane has a port, the listen port and those after it, as peers ask for: an announcement with less is
@@ -267,7 +277,7 @@ mod tests {
         let run = parse("warrend --node a --registry kubernetes:/k").unwrap();
         assert_eq!(run.run.unwrap().registry, Registry::Kubernetes(Some("/k".into())));
         let teardown = parse("warrend teardown").unwrap();
-        assert!(matches!(teardown.command, Some(Command::Teardown)) && teardown.run.is_none());
+        assert!(matches!(teardown.command, Some(Command::Teardown { .. })) && teardown.run.is_none());
         for bad in [
             "warrend",
             "warrend --node a",
@@ -313,9 +323,18 @@ mod tests {
     #[test]
     fn lanes_are_few() {
         assert_eq!((lanes("1"), lanes("16")), (Ok(1), Ok(16)));
-        assert!((1..=8).contains(&lanes("auto").unwrap()));
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        assert_eq!(lanes("auto"), Ok(lanes_for(processors)));
         for bad in ["0", "17", "-1", "", "many"] {
             assert!(lanes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn lanes_follow_the_processors() {
+        let expected = [(1, 1), (2, 1), (3, 1), (4, 2), (8, 4), (16, 8), (18, 8), (64, 8), (1024, 8)];
+        for (processors, lanes) in expected {
+            assert_eq!(lanes_for(processors), lanes, "{processors} processors");
         }
     }
 

@@ -1,7 +1,7 @@
 //! All adapters that read and change this node, behind one pair of verbs: look and apply.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -14,8 +14,9 @@ use warren_core::{
 };
 use warren_tunnel::uapi;
 
+use crate::before::Before;
 use crate::guard::{self, Found};
-use crate::kernel::{Kernel, View};
+use crate::kernel::{Kernel, View, spread};
 use crate::keystore::Identity;
 use crate::tunnel::{Owner, Userspace};
 use crate::wireguard::Wireguard;
@@ -25,8 +26,12 @@ pub struct Hands {
     kernel: Kernel,
     wireguard: Wireguard,
     userspace: Userspace,
+    before: Before,
     numbers: Numbers,
 }
+
+/// What to say where a setting of the node's own cannot be noted.
+const UNNOTED: &str = "what the node's settings were cannot be noted in --state-dir, so they may stay as they are when Warren goes";
 
 /// All that was read back at one moment. The guard and the tunnels may not be readable; the rest of the node is
 /// kept in order all the same.
@@ -38,6 +43,8 @@ pub struct Seen {
     pub found: anyhow::Result<Found>,
     /// From the tunnels, by their interfaces.
     pub devices: BTreeMap<Arc<str>, anyhow::Result<ObservedDevice>>,
+    /// Links that Warren made loose, with what their reverse-path filters were before.
+    loosened: anyhow::Result<BTreeMap<u32, u8>>,
     /// Why it is not known which tunnels there are in userspace, if it is not.
     unlisted: Option<anyhow::Error>,
     numbers: Numbers,
@@ -86,8 +93,15 @@ impl Seen {
             };
             tunnels.insert(interface.clone(), ObservedTunnel { link, device });
         }
+        let loosened = match &self.loosened {
+            Ok(loosened) => loosened.clone(),
+            Err(error) => {
+                fail(error);
+                BTreeMap::new()
+            }
+        };
         let (routes, rules) = (self.view.routes.clone(), self.view.rules.clone());
-        Observed { guard, guard_table, tunnels, strict: self.view.strict.clone(), routes, rules }
+        Observed { guard, guard_table, tunnels, strict: self.view.strict.clone(), loosened, routes, rules }
     }
 
     /// What is guarded and must not be forgotten: what the guard's sets hold, also where its rules are damaged,
@@ -148,9 +162,10 @@ pub struct Outcome {
 impl Hands {
     /// Adapters for the network namespace of the current thread; `program` starts tunnels in userspace, unless
     /// somebody else does.
-    pub fn new(program: Option<PathBuf>, numbers: Numbers) -> anyhow::Result<Self> {
+    pub fn new(program: Option<PathBuf>, state_dir: &Path, numbers: Numbers) -> anyhow::Result<Self> {
         let (kernel, wireguard) = (Kernel::open(numbers)?, Wireguard::open()?);
-        Ok(Self { kernel, wireguard, userspace: Userspace::new(program), numbers })
+        let before = Before::open(state_dir).context("it cannot be told what is noted of this node")?;
+        Ok(Self { kernel, wireguard, userspace: Userspace::new(program), before, numbers })
     }
 
     /// Whether the kernel has WireGuard, and lets this program use it.
@@ -186,8 +201,9 @@ impl Hands {
             let device = self.wireguard.observe(interface).map_err(anyhow::Error::from).transpose();
             devices.extend(device.map(|device| (interface.clone(), device)));
         }
-        let mut seen =
-            Seen { view, found: found.map_err(Into::into), devices, unlisted, numbers: self.numbers };
+        let loosened = self.before.filters(&view.loose).context(UNNOTED);
+        let (found, numbers) = (found.map_err(Into::into), self.numbers);
+        let mut seen = Seen { view, found, devices, loosened, unlisted, numbers };
         self.tell_strangers(&mut seen).await;
         Ok(seen)
     }
@@ -278,16 +294,45 @@ impl Hands {
                 self.configure(interface, *backend, change, identity).await?;
             }
             Action::StopTunnel { interface, backend } => self.stop(interface, *backend).await?,
+            Action::Loosen { link, was } => {
+                // Without a note, too: packets matter more than what is to be when Warren goes.
+                let noted = self.before.note_filter(*link, *was);
+                self.kernel.apply(action)?;
+                noted.context(UNNOTED)?;
+            }
             Action::SetLink { .. }
             | Action::AddAddress { .. }
             | Action::RemoveAddress { .. }
-            | Action::Loosen { .. }
+            | Action::Restore { .. }
             | Action::AddRoute(_)
             | Action::RemoveRoute(_)
             | Action::AddRule(_)
             | Action::RemoveRule(_) => self.kernel.apply(action)?,
         }
         Ok(())
+    }
+
+    /// Has the kernel spread flows over lanes by their ports, unless somebody chose another way than its default.
+    pub fn spread_by_ports(&self) -> anyhow::Result<()> {
+        for family in spread::families_by_addresses()? {
+            // In a container this fails, each time; nothing is to be written then.
+            spread::set(&family, true)?;
+            self.before.note_by_addresses(&family).context(UNNOTED)?;
+        }
+        self.spread_by_warren().map(drop)
+    }
+
+    /// Has it spread them as before Warren.
+    pub fn spread_as_before(&self) -> anyhow::Result<()> {
+        for family in self.spread_by_warren()? {
+            spread::set(&family, false)?;
+        }
+        self.spread_by_warren().map(drop)
+    }
+
+    /// The families whose flows are spread by ports because Warren saw to it.
+    fn spread_by_warren(&self) -> anyhow::Result<BTreeSet<String>> {
+        self.before.by_addresses(&spread::families_by_ports()?).context(UNNOTED)
     }
 
     async fn start(&self, interface: &str, backend: Backend) -> anyhow::Result<()> {

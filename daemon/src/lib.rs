@@ -9,13 +9,15 @@
 //!
 //! Level-triggered: whatever happens, the agent looks at the registry and reads everything back from the
 //! kernel and the tunnel, lets `warren-core` compute the difference to what should be, and applies that. An
-//! event is only a reason to look now; a timer looks anyway. Nothing is remembered of what was applied.
+//! event is only a reason to look now; a timer looks anyway. Nothing is remembered of what was applied, but for what the
+//! node's own settings were before ([`before`]).
 //!
 //! Each adapter is one module that reads or applies and decides nothing. The daemon's end changes nothing on
 //! the node: tunnel, routes and guard stay, and traffic goes on encrypted.
 
 pub mod agent;
 pub mod args;
+pub mod before;
 pub mod blocking;
 pub mod guard;
 pub mod hands;
@@ -35,5 +37,6 @@ pub mod report;
 pub mod rewrites;
 pub mod settings;
 mod silence;
+mod spread;
 pub mod tunnel;
 pub mod wireguard;

@@ -16,7 +16,7 @@ fn main() -> anyhow::Result<()> {
         .context("the event loop could not be set up")?;
     runtime.block_on(async {
         match (command, run) {
-            (Some(Command::Teardown), _) => agent::teardown(shares).await,
+            (Some(Command::Teardown { state_dir }), _) => agent::teardown(&state_dir, shares).await,
             (None, Some(run)) => agent::run(run, shares).await,
             (None, None) => anyhow::bail!("nothing to do: see --help"),
         }

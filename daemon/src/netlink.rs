@@ -33,7 +33,7 @@ const BATCH: usize = 128;
 const TRIES: usize = 8;
 
 /// How often the kernel is asked when it has no memory for a request, or its answer found no room.
-const ATTEMPTS: usize = 3;
+pub const ATTEMPTS: usize = 3;
 
 const HEADER: usize = 16;
 const NLA_HEADER: usize = 4;
@@ -143,6 +143,16 @@ pub struct Socket<W = netlink_sys::Socket> {
     socket: W,
     sequence: u32,
     buffer: Vec<u8>,
+    counts: Counts,
+}
+
+/// What went over a socket since it was opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages that were sent.
+    pub sent: u64,
+    /// Lists that were begun again, because what they list changed meanwhile.
+    pub interrupted: u64,
 }
 
 impl Socket {
@@ -161,8 +171,14 @@ impl Socket {
 }
 
 impl<W: Wire> Socket<W> {
-    fn over(socket: W) -> Self {
-        Self { socket, sequence: 0, buffer: Vec::with_capacity(ANSWER) }
+    /// A socket that is something else.
+    pub(crate) fn over(socket: W) -> Self {
+        Self { socket, sequence: 0, buffer: Vec::with_capacity(ANSWER), counts: Counts::default() }
+    }
+
+    /// What went over it so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Lists what a request asks for. Each message, as the bytes behind its netlink header, is added to a collection
@@ -177,6 +193,7 @@ impl<W: Wire> Socket<W> {
             if self.ask(request, libc::NLM_F_DUMP, |message| each(&mut collection, message))? {
                 return Ok(collection);
             }
+            self.counts.interrupted += 1;
         }
         Err(io::Error::other(format!("it changed while it was read, {TRIES} times in a row")))
     }
@@ -219,6 +236,7 @@ impl<W: Wire> Socket<W> {
         }
         self.socket.make_room(bytes.len());
         self.send(&bytes)?;
+        self.counts.sent += requests.len() as u64;
         let (mut refused, mut seen) = (Vec::new(), false);
         while !seen {
             let received = self.receive(|message| {
@@ -246,6 +264,7 @@ impl<W: Wire> Socket<W> {
         self.sequence = self.sequence.wrapping_add(1);
         let sequence = self.sequence;
         self.send(request.finish(sequence, flags))?;
+        self.counts.sent += 1;
         let (mut end, mut whole) = (None, true);
         while end.is_none() {
             self.receive(|message| {

@@ -85,16 +85,12 @@ fn sigterm_leaves_everything() -> Result<()> {
     talk(&lab)
 }
 
-fn teardown(node: &Node) -> Result<()> {
-    process::output(node.netns.command(binary("warrend")?).arg("teardown")).map(drop)
-}
-
 fn teardown_leaves_nothing() -> Result<()> {
     let lab = mesh()?;
     let node = lab.node(1);
     node.stop_warrend()?;
     for time in ["first", "second"] {
-        teardown(node).with_context(|| format!("the {time} teardown"))?;
+        node.teardown().with_context(|| format!("the {time} time"))?;
         let state = kernel_state(node)?;
         for word in ["warren", "518", "proto 157"] {
             ensure!(!state.contains(word), "after the {time} teardown {word} is still there: {state}");

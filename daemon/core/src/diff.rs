@@ -7,8 +7,8 @@
 //! 3. the tunnels: process or device, identity, peers (a moved allowed IP goes straight to its new peer), link;
 //! 4. routes into the tunnels; then what leads and holds this node's own programs to them, which spoke in the clear
 //!    until now: `unreachable` routes, rules, guard;
-//! 5. removals, in the reverse order: rules, the programs' `unreachable` routes, routes into the tunnels, addresses,
-//!    other `unreachable` routes, tunnels, guard.
+//! 5. removals, in the reverse order: rules, the programs' `unreachable` routes, routes into the tunnels, what the
+//!    reverse-path filters were before, addresses, other `unreachable` routes, tunnels, guard.
 //!
 //! Where the rule for the programs stands already, an `unreachable` route to a node that has no route into a tunnel beside
 //! it would stop all that comes from that node, the tunnels' own packets too: the reverse-path filter, even a loose one,
@@ -85,6 +85,15 @@ pub enum Action {
     Loosen {
         /// Its number.
         link: u32,
+        /// What it has now.
+        was: u8,
+    },
+    /// Set the reverse-path filter of a link back to what it was before Warren made it loose.
+    Restore {
+        /// Its number.
+        link: u32,
+        /// To what.
+        filter: u8,
     },
     /// Add a route, in place of one with the same key.
     AddRoute(Route),
@@ -139,6 +148,7 @@ impl Action {
         match self {
             Self::RemoveGuard | Self::RemoveAddress { .. } => true,
             Self::RemoveRoute(_) | Self::RemoveRule(_) | Self::StopTunnel { .. } => true,
+            Self::Restore { .. } => true,
             Self::ReplaceGuard(_) | Self::UpdateGuard { .. } | Self::StartTunnel { .. } => false,
             Self::ConfigureDevice { .. } | Self::SetLink { .. } | Self::AddAddress { .. } => false,
             Self::Loosen { .. } => false,
@@ -160,7 +170,7 @@ impl Action {
                 RouteKind::Unreachable | RouteKind::Foreign => &[],
             },
             Self::ReplaceGuard(_) | Self::UpdateGuard { .. } | Self::RemoveGuard => &[],
-            Self::Loosen { .. } | Self::AddRule(_) | Self::RemoveRule(_) => &[],
+            Self::Loosen { .. } | Self::Restore { .. } | Self::AddRule(_) | Self::RemoveRule(_) => &[],
         }
     }
 
@@ -206,7 +216,8 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
     let is_programs = |route: &Route| programs.contains(&route.table);
     let (late_blocks, blocks): (Vec<_>, Vec<_>) = blocks.into_iter().partition(is_programs);
     actions.extend(blocks.into_iter().map(Action::AddRoute));
-    actions.extend(desired.loose.intersection(&observed.strict).map(|link| Action::Loosen { link: *link }));
+    let strict = observed.strict.iter().filter(|(link, _)| desired.loose.contains(*link));
+    actions.extend(strict.map(|(link, was)| Action::Loosen { link: *link, was: *was }));
     let (add, remove_rules) = rules(&desired.rules, &observed.rules);
     let (hosts, add): (Vec<_>, Vec<_>) = add.into_iter().partition(|rule| rule.programs().is_some());
     actions.extend(add.into_iter().map(Action::AddRule));
@@ -228,6 +239,9 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Vec<Action> {
         remove.into_iter().partition(|route| route.kind == RouteKind::Unreachable);
     let (early_blocks, blocks): (Vec<_>, Vec<_>) = blocks.into_iter().partition(is_programs);
     actions.extend(early_blocks.into_iter().chain(tunnels).map(Action::RemoveRoute));
+    // Nothing leads what nodes' own programs send into tunnels any more.
+    let loosened = observed.loosened.iter().filter(|(link, _)| !desired.loose.contains(*link));
+    actions.extend(loosened.map(|(link, filter)| Action::Restore { link: *link, filter: *filter }));
     actions.extend(farewells);
     for (interface, wanted) in &desired.tunnels {
         actions.extend(superfluous_addresses(interface, wanted, found(interface)));
@@ -428,11 +442,14 @@ impl fmt::Display for Action {
             Self::ConfigureDevice { interface, change, .. } => {
                 write!(f, "configure the tunnel {interface} ({change})")
             }
-            Self::Loosen { link } => {
+            Self::Loosen { link, .. } => {
                 write!(
                     f,
                     "make the reverse-path filter of interface {link} loose (net.ipv4.conf.*.rp_filter=2)"
                 )
+            }
+            Self::Restore { link, filter } => {
+                write!(f, "set the reverse-path filter of interface {link} back to {filter}")
             }
             Self::SetLink { interface, mtu } => write!(f, "bring {interface} up with MTU {mtu}"),
             Self::AddAddress { interface, address } => write!(f, "add address {address} to {interface}"),

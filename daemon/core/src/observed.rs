@@ -20,8 +20,11 @@ pub struct Observed {
     pub guard_table: bool,
     /// Everything that may be a tunnel, by the name of its interface.
     pub tunnels: BTreeMap<Arc<str>, ObservedTunnel>,
-    /// The links whose reverse-path filter is strict, by their numbers.
-    pub strict: BTreeSet<u32>,
+    /// The links whose reverse-path filter is strict, by their numbers, each with what it has itself: that may be less,
+    /// since the greater of it and of all interfaces' counts.
+    pub strict: BTreeMap<u32, u8>,
+    /// The links that Warren made loose, and that still are, each with what its reverse-path filter was before.
+    pub loosened: BTreeMap<u32, u8>,
     /// All routes in Warren's tables, as far as Warren could have made them.
     pub routes: BTreeSet<Route>,
     /// All rules that lead to Warren's tables; a rule may stand twice.

@@ -52,7 +52,16 @@ impl Model {
                 now.tunnels.insert(interface, tunnel);
             }
             Action::ConfigureDevice { interface, change, .. } => self.configure(&interface, change, desired),
-            Action::Loosen { link } => drop(now.strict.remove(&link)),
+            Action::Loosen { link, was } => {
+                assert_eq!(now.strict.remove(&link), Some(was));
+                now.loosened.insert(link, was);
+            }
+            Action::Restore { link, filter } => {
+                assert_eq!(now.loosened.remove(&link), Some(filter));
+                now.strict.insert(link, filter);
+                let leads = |rule: &&Rule| rule.programs().is_some() && !desired.rules.contains(rule);
+                assert_eq!(now.rules.iter().find(leads), None, "strict too early");
+            }
             Action::SetLink { interface, mtu } => {
                 let link = self.link(&interface);
                 *link = ObservedLink { mtu, up: true, loose: true, ..link.clone() };
@@ -289,12 +298,15 @@ prop_compose! {
         guard in prop::option::of(any_guard()), broken in any::<bool>(),
         tunnels in prop::collection::vec(any_observed_tunnel(), 0..=3),
         routes in prop::collection::btree_set(any_route(), 0..8),
-        rules in prop::collection::vec(any_rule(), 0..6), strict in prop::collection::btree_set(1..4u32, 0..3),
+        rules in prop::collection::vec(any_rule(), 0..6), strict in prop::collection::btree_map(1..4u32, 0..2u8, 0..3),
+        mut loosened in prop::collection::btree_map(1..4u32, 0..2u8, 0..3),
     ) -> Observed {
+        loosened.retain(|link, _| !strict.contains_key(link));
         let tunnels = LANES.into_iter().map(Arc::from).zip(tunnels);
         let tunnels = tunnels.filter(|(_, tunnel)| tunnel.link.is_some() || tunnel.device.is_some()).collect();
         let mut observed = Observed {
-            guard_table: guard.is_some() || broken, guard, tunnels, strict, routes: BTreeSet::new(), rules,
+            guard_table: guard.is_some() || broken, guard, tunnels, strict, loosened, routes: BTreeSet::new(),
+            rules,
         };
         for route in routes {
             let up = |interface: &Arc<str>| {
@@ -322,7 +334,8 @@ proptest! {
         prop_assert!(rest.is_empty(), "after all, still to do: {:?}", rest);
         prop_assert_eq!(&model.0.guard, &desired.guard);
         prop_assert_eq!(&model.0.routes, &desired.routes);
-        prop_assert!(model.0.strict.is_disjoint(&desired.loose));
+        prop_assert!(model.0.strict.keys().all(|link| !desired.loose.contains(link)));
+        prop_assert!(model.0.loosened.keys().all(|link| desired.loose.contains(link)));
         let rules: BTreeSet<Rule> = model.0.rules.iter().cloned().collect();
         prop_assert_eq!(rules.len(), model.0.rules.len(), "a rule stands twice");
         prop_assert_eq!(&rules, &desired.rules);

@@ -19,7 +19,7 @@ const RP_FILTER: u16 = 8;
 /// The reverse-path filter that takes packets from any interface, as long as their source has a route at all
 /// (`rp_filter`, Documentation/networking/ip-sysctl.rst). The kernel takes the greater of this and the node's own,
 /// so that a strict one becomes loose here and stays strict elsewhere.
-const LOOSE: u32 = 2;
+pub const LOOSE: u8 = 2;
 
 /// The one that takes packets only from where their answers would go.
 const STRICT: i32 = 1;
@@ -44,19 +44,19 @@ pub fn observed(link: &LinkMessage, addresses: BTreeSet<IpAddr>) -> Option<Obser
         _ => return None,
     };
     let up = link.header.flags.contains(LinkFlags::Up);
-    Some(ObservedLink {
-        backend,
-        mtu: mtu(link),
-        up,
-        loose: reverse_path_filter(link) == LOOSE as i32,
-        addresses,
-    })
+    Some(ObservedLink { backend, mtu: mtu(link), up, loose: is_loose(link), addresses })
 }
 
-/// Whether an interface's reverse-path filter is strict; `common` is that of all interfaces, of which the greater
-/// counts.
-pub fn is_strict(link: &LinkMessage, common: i32) -> bool {
-    reverse_path_filter(link).max(common) == STRICT
+/// What an interface whose reverse-path filter is strict has itself; `common` is that of all interfaces, of which the
+/// greater counts.
+pub fn strict_filter(link: &LinkMessage, common: i32) -> Option<u8> {
+    let own = reverse_path_filter(link);
+    (own.max(common) == STRICT).then(|| own.try_into().unwrap_or_default())
+}
+
+/// Whether an interface's own reverse-path filter is loose.
+pub fn is_loose(link: &LinkMessage) -> bool {
+    reverse_path_filter(link) == i32::from(LOOSE)
 }
 
 /// The reverse-path filter that all interfaces have at least; none where that cannot be read.
@@ -98,23 +98,23 @@ pub fn up(index: u32, mtu: u32) -> Request {
     header[12..16].copy_from_slice(&flag);
     let mut request = Request::new(libc::RTM_SETLINK, 0, &header);
     request.put(libc::IFLA_MTU, &mtu.to_ne_bytes());
-    put_loose(&mut request);
+    put_filter(&mut request, LOOSE);
     request
 }
 
-/// What makes an interface's reverse-path filter loose.
-pub fn loosen(index: u32) -> Request {
+/// What sets an interface's reverse-path filter.
+pub fn filter(index: u32, filter: u8) -> Request {
     let mut header = [0; 16];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     let mut request = Request::new(libc::RTM_SETLINK, 0, &header);
-    put_loose(&mut request);
+    put_filter(&mut request, filter);
     request
 }
 
-fn put_loose(request: &mut Request) {
+fn put_filter(request: &mut Request, filter: u8) {
     request.nest(libc::IFLA_AF_SPEC, |families| {
         families.nest(libc::AF_INET as u16, |inet| {
-            inet.nest(INET_CONF, |conf| conf.put(RP_FILTER, &LOOSE.to_ne_bytes()));
+            inet.nest(INET_CONF, |conf| conf.put(RP_FILTER, &u32::from(filter).to_ne_bytes()));
         });
     });
 }

@@ -6,6 +6,7 @@ mod dumps;
 mod links;
 mod routes;
 mod rules;
+pub mod spread;
 pub mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -41,8 +42,10 @@ pub struct View {
     pub links: BTreeMap<Arc<str>, ObservedLink>,
     /// Interfaces that have the name of a tunnel's and are not Warren's.
     pub foreign: BTreeSet<Arc<str>>,
-    /// The other interfaces whose reverse-path filter is strict, by their numbers.
-    pub strict: BTreeSet<u32>,
+    /// The other interfaces whose reverse-path filter is strict, by their numbers, with what each has itself.
+    pub strict: BTreeMap<u32, u8>,
+    /// Those whose own is loose.
+    pub loose: BTreeSet<u32>,
     /// All routes in Warren's tables.
     pub routes: BTreeSet<Route>,
     /// All rules that lead there.
@@ -104,7 +107,7 @@ impl Kernel {
         let links = dumps::links(&mut self.socket()).map_err(|source| unreadable("links", source))?;
         let addresses =
             dumps::addresses(&mut self.socket()).map_err(|source| unreadable("addresses", source))?;
-        let mut view = View { spread_by_ports: spreads_by_ports(), ..View::default() };
+        let mut view = View { spread_by_ports: spread::by_ports(), ..View::default() };
         let filter = links::common_filter();
         for link in &links {
             let Some(name) = name_of(link) else { continue };
@@ -118,8 +121,10 @@ impl Kernel {
                     None => drop(view.foreign.insert(name.into())),
                 }
             } else if !name.starts_with(names::INTERFACE_PREFIX) {
-                if links::is_strict(link, filter) {
-                    view.strict.insert(link.header.index);
+                if let Some(own) = links::strict_filter(link, filter) {
+                    view.strict.insert(link.header.index, own);
+                } else if links::is_loose(link) {
+                    view.loose.insert(link.header.index);
                 }
                 let mtu =
                     if link.header.flags.contains(LinkFlags::Loopback) { ETHERNET } else { links::mtu(link) };
@@ -231,7 +236,8 @@ impl Kernel {
     pub fn apply(&self, action: &Action) -> Result<(), KernelError> {
         let mut request = match action {
             Action::SetLink { interface, mtu } => links::up(index(interface)?, *mtu),
-            Action::Loosen { link } => links::loosen(*link),
+            Action::Loosen { link, .. } => links::filter(*link, links::LOOSE),
+            Action::Restore { link, filter } => links::filter(*link, *filter),
             Action::AddAddress { interface, address } => addresses::addition(index(interface)?, *address),
             Action::RemoveAddress { interface, address } => addresses::removal(index(interface)?, *address),
             Action::AddRule(rule) => rules::addition(rule),
@@ -270,39 +276,6 @@ fn route_request<'a>(
     }
     let removes = action.removes();
     Ok(Some(if removes { routes::removal(route, &found) } else { routes::addition(route, &found) }))
-}
-
-/// Has the kernel spread flows over several interfaces by their ports as well as by their addresses
-/// (`fib_multipath_hash_policy`, Documentation/networking/ip-sysctl.rst), which else share one.
-pub fn spread_by_ports() -> io::Result<()> {
-    for (path, policy) in hash_policies()? {
-        // By addresses alone. Who chose another way has thought about it.
-        if policy == BY_ADDRESSES {
-            std::fs::write(&path, "1")?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether it does, for packets of both families.
-fn spreads_by_ports() -> bool {
-    hash_policies().is_ok_and(|policies| policies.iter().all(|(_, policy)| policy != BY_ADDRESSES))
-}
-
-const BY_ADDRESSES: &str = "0";
-
-/// The files that say by what flows are spread, and what they say. A kernel without a family lacks its file.
-fn hash_policies() -> io::Result<Vec<(String, String)>> {
-    let mut found = Vec::new();
-    for family in ["ipv4", "ipv6"] {
-        let path = format!("/proc/sys/net/{family}/fib_multipath_hash_policy");
-        match std::fs::read_to_string(&path) {
-            Ok(policy) => found.push((path, policy.trim().to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }
 
 fn index(interface: &str) -> Result<u32, KernelError> {

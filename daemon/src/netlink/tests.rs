@@ -125,7 +125,9 @@ fn finished(script: &Script) {
 fn an_interrupted_list_is_read_again() {
     let whole = [Step::Sends, Step::Answers(vec![entry(1), entry(2)]), Step::Answers(vec![entry(3), end()])];
     let script = Script::default().then(interrupted()).then(interrupted()).then(whole);
-    assert_eq!(list(&mut Socket::over(script.clone())).unwrap(), [1, 2, 3]);
+    let mut socket = Socket::over(script.clone());
+    assert_eq!(list(&mut socket).unwrap(), [1, 2, 3]);
+    assert_eq!(socket.counts(), Counts { sent: 3, interrupted: 2 });
     finished(&script);
 }
 

@@ -9,7 +9,7 @@ use std::io;
 use nix::libc;
 use warren_api::names::{self, ALIAS};
 
-use crate::netlink::{Request, Socket, attributes, u32_at};
+use crate::netlink::{Request, Socket, Wire, attributes, u32_at};
 
 /// The kind of WireGuard's interfaces.
 pub const KIND: &str = "wireguard";
@@ -59,7 +59,7 @@ pub fn throwaway_name(random: u32) -> String {
 }
 
 /// The interface of a name, if there is one.
-pub fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
+pub fn find(socket: &mut Socket<impl Wire>, name: &str) -> io::Result<Option<Link>> {
     let mut request = Request::new(libc::RTM_GETLINK, 0, &[0; IFINFOMSG]);
     request.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
     request.put_name(libc::IFLA_IFNAME, name);
@@ -70,14 +70,14 @@ pub fn find(socket: &mut Socket, name: &str) -> io::Result<Option<Link>> {
 }
 
 /// All interfaces.
-pub fn list(socket: &mut Socket) -> io::Result<Vec<Link>> {
+pub fn list(socket: &mut Socket<impl Wire>) -> io::Result<Vec<Link>> {
     let mut request = Request::new(libc::RTM_GETLINK, 0, &[0; IFINFOMSG]);
     request.put(libc::IFLA_EXT_MASK, &SKIP_STATS.to_ne_bytes());
     socket.dump(&mut request, |links: &mut Vec<Link>, message| links.extend(parse(message)))
 }
 
 /// Makes a WireGuard interface and marks it as Warren's, in one call.
-pub fn create(socket: &mut Socket, name: &str) -> io::Result<()> {
+pub fn create(socket: &mut Socket<impl Wire>, name: &str) -> io::Result<()> {
     let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
     let mut new = Request::new(libc::RTM_NEWLINK, flags, &[0; IFINFOMSG]);
     new.put_name(libc::IFLA_IFNAME, name);
@@ -91,14 +91,14 @@ pub fn create(socket: &mut Socket, name: &str) -> io::Result<()> {
 }
 
 /// Gives an interface, which must be down, another name.
-pub fn rename(socket: &mut Socket, index: u32, name: &str) -> io::Result<()> {
+pub fn rename(socket: &mut Socket<impl Wire>, index: u32, name: &str) -> io::Result<()> {
     let mut request = Request::new(libc::RTM_SETLINK, 0, &numbered(index));
     request.put_name(libc::IFLA_IFNAME, name);
     socket.get(&mut request, |(), _| {})
 }
 
 /// Removes an interface; one that is gone is removed.
-pub fn delete(socket: &mut Socket, index: u32) -> io::Result<()> {
+pub fn delete(socket: &mut Socket<impl Wire>, index: u32) -> io::Result<()> {
     let mut request = Request::new(libc::RTM_DELLINK, 0, &numbered(index));
     match socket.get(&mut request, |(), _| {}) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),

@@ -37,7 +37,7 @@ use rand_core::{OsRng, RngCore as _};
 use warren_core::{DeviceChange, ObservedDevice};
 
 use crate::keystore::Identity;
-use crate::netlink::{Socket, patiently};
+use crate::netlink::{Counts, Socket, Wire, patiently};
 use deliver::{Refusal, deliver};
 pub use error::WireguardError;
 use error::errno;
@@ -46,11 +46,11 @@ use plan::{Message, Removal};
 use wire::Reading;
 
 /// A connection to the WireGuard of the network namespace it was opened in.
-pub struct Wireguard(Mutex<Sockets>);
+pub struct Wireguard<W = netlink_sys::Socket>(Mutex<Sockets<W>>);
 
-struct Sockets {
-    route: Socket,
-    generic: Socket,
+struct Sockets<W> {
+    route: Socket<W>,
+    generic: Socket<W>,
     /// The number of WireGuard's family, once it is known.
     family: Option<u16>,
     /// Whether the kernel knows [`Removal::Flag`], once it was asked.
@@ -61,8 +61,18 @@ impl Wireguard {
     /// Opens a connection, also where the kernel has no WireGuard.
     pub fn open() -> Result<Self, WireguardError> {
         let open = |protocol| Socket::open(protocol).map_err(WireguardError::Open);
-        let (route, generic) = (open(NETLINK_ROUTE)?, open(NETLINK_GENERIC)?);
-        Ok(Self(Mutex::new(Sockets { route, generic, family: None, knows_flag: None })))
+        Ok(Self::over(open(NETLINK_ROUTE)?, open(NETLINK_GENERIC)?))
+    }
+}
+
+impl<W: Wire> Wireguard<W> {
+    fn over(route: Socket<W>, generic: Socket<W>) -> Self {
+        Self(Mutex::new(Sockets { route, generic, family: None, knows_flag: None }))
+    }
+
+    /// What was said to WireGuard's family so far.
+    pub fn counts(&self) -> Counts {
+        self.sockets().generic.counts()
     }
 
     /// Tries whether all that this backend needs is there and allowed: makes an interface, changes and reads its
@@ -150,13 +160,13 @@ impl Wireguard {
         }
     }
 
-    fn sockets(&self) -> MutexGuard<'_, Sockets> {
+    fn sockets(&self) -> MutexGuard<'_, Sockets<W>> {
         // A conversation that a panic broke off is told from the next by its number.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sockets {
+impl<W: Wire> Sockets<W> {
     fn find(&mut self, interface: &str) -> io::Result<Option<Link>> {
         link::find(&mut self.route, interface)
     }
@@ -246,7 +256,7 @@ impl Sockets {
 
     /// Asks WireGuard's family, with its number. That may have changed where the module was loaded anew, and may be
     /// had since the module was loaded.
-    fn talk<T>(&mut self, mut ask: impl FnMut(&mut Socket, u16) -> io::Result<T>) -> io::Result<T> {
+    fn talk<T>(&mut self, mut ask: impl FnMut(&mut Socket<W>, u16) -> io::Result<T>) -> io::Result<T> {
         patiently(|| {
             if let Some(family) = self.family {
                 match ask(&mut self.generic, family) {

@@ -1,5 +1,7 @@
 //! Changes cut into messages and answers put together, against a model of the kernel.
 
+mod refused;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

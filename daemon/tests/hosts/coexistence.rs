@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use warren_testkit::lab::{Families, Node, Plan, binary};
-use warren_testkit::process;
+use warren_testkit::lab::{Families, Node, Plan};
 use warren_testkit::wait;
 
 use crate::common::{Town, in_town, no_ping, ping, two_nodes};
@@ -40,7 +39,7 @@ fn teardown(town: &Town) -> Result<()> {
         node.stop_warrend()?;
     }
     for node in &town.lab.nodes {
-        process::output(node.netns.command(binary("warrend")?).arg("teardown"))?;
+        node.teardown()?;
     }
     Ok(())
 }

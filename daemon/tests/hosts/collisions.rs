@@ -169,7 +169,7 @@ pub fn are_told() -> Result<()> {
                 .with_context(|| *what)?;
             all(node, remove).ok();
             node.stop_warrend()?;
-            node.netns.sh(&format!("{} teardown", warren_testkit::lab::binary("warrend")?.display()))?;
+            node.teardown()?;
             ensure!(!has_anything(node)?, "something is left");
         }
         Ok(())

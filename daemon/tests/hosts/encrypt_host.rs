@@ -1,11 +1,13 @@
 //! `--encrypt-host`: what nodes' own programs send each other.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use warren_testkit::lab::{Lab, Plan, write_atomically};
+use warren_api::status::Enforcement;
+use warren_testkit::lab::{Lab, Node, Plan, WarrendOptions, write_atomically};
 use warren_testkit::traffic::ping::Ping;
 use warren_testkit::wait;
 
@@ -237,7 +239,10 @@ pub fn switching() -> Result<()> {
             town.node(number).stop_warrend()?;
             town.node(number).start_warrend(&options(extra))
         };
+        // Strict by the link's own filter, and by that of all: either is to be as before in the end.
+        town.node(2).netns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", "1")])?;
         town.start(&[])?;
+        let before = filters(town)?;
         let mut directions = Vec::new();
         for (here, there) in [(1, 2), (2, 1)] {
             directions.extend(town.node(there).ips.iter().map(|ip| (&town.node(here).netns, *ip)));
@@ -259,6 +264,7 @@ pub fn switching() -> Result<()> {
             restart(2, &["--encrypt-host"])?;
             await_hosts(town, &[(1, 2)])
         })?;
+        loosened(town, &before)?;
         town.silent().ok();
         phase("restarted and killed", &|| {
             restart(1, &["--encrypt-host"])?;
@@ -275,6 +281,64 @@ pub fn switching() -> Result<()> {
                 ensure!(!is_tunnelled(town, 1, 2)? && !is_tunnelled(town, 2, 1)?, "still tunnelled");
                 Ok(())
             })
-        })
+        })?;
+        await_filters(town, &before)
+    })
+}
+
+/// Taken off the nodes, in either way: their filters are as before.
+pub fn taken_off() -> Result<()> {
+    in_town(two_nodes(), true, |town| {
+        town.node(2).netns.sysctl(&[("net.ipv4.conf.eth0.rp_filter", "1")])?;
+        let before = filters(town)?;
+        let up = || {
+            town.start(&["--encrypt-host"])?;
+            await_hosts(town, &[(1, 2)])?;
+            loosened(town, &before)
+        };
+        up()?;
+        for node in &town.lab.nodes {
+            node.stop_warrend()?;
+            node.teardown()?;
+        }
+        ensure!(filters(town)? == before, "teardown: they were {before:?}, and are {:?}", filters(town)?);
+
+        up()?;
+        for node in &town.lab.nodes {
+            node.stop_warrend()?;
+            let enforcement = Enforcement::Permissive;
+            node.start_warrend(&WarrendOptions {
+                enforcement,
+                ..options(&["--encrypt-host", "--withdraw"])
+            })?;
+        }
+        await_filters(town, &before).context("after --withdraw")
+    })
+}
+
+/// The reverse-path filters of all nodes but those of the tunnels.
+fn filters(town: &Town) -> Result<Vec<BTreeMap<String, String>>> {
+    let of = |node: &Node| {
+        let mut filters = node.reverse_path_filters()?;
+        filters.retain(|interface, _| !interface.starts_with("warren-"));
+        Ok(filters)
+    };
+    town.lab.nodes.iter().map(of).collect()
+}
+
+/// Fails unless the filters of the underlay's links, and no others, became loose.
+fn loosened(town: &Town, before: &[BTreeMap<String, String>]) -> Result<()> {
+    let mut expected = before.to_vec();
+    expected.iter_mut().for_each(|filters| drop(filters.insert("eth0".to_owned(), "2".to_owned())));
+    let found = filters(town)?;
+    ensure!(found == expected, "they were {before:?}, and are {found:?}");
+    Ok(())
+}
+
+fn await_filters(town: &Town, before: &[BTreeMap<String, String>]) -> Result<()> {
+    wait::until("the filters of before", Duration::from_secs(10), || {
+        let found = filters(town)?;
+        ensure!(found == before, "they were {before:?}, and are {found:?}");
+        Ok(())
     })
 }

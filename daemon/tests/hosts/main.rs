@@ -32,6 +32,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ),
     ("--encrypt-host: pairs need both, and labelled nodes are left out", encrypt_host::pairs),
     ("--encrypt-host: switched on and off, and restarted, under a flood", encrypt_host::switching),
+    ("--encrypt-host: taken off the nodes, it leaves their settings as they were", encrypt_host::taken_off),
     (
         "--encrypt-host: with wrong tunnels the API server is reached, and nothing leaks",
         trouble::wrong_tunnels,

@@ -10,6 +10,7 @@ mod cluster;
 mod common;
 mod containers;
 mod contradictions;
+mod encrypted_hosts;
 mod events;
 mod lies;
 mod membership;
@@ -46,6 +47,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("nothing is lost while the API server is slow", outages::slowed),
     ("nothing is lost while etcd is away", outages::etcd_away),
     ("nothing is lost when history is compacted in mid-watch", outages::compacted),
+    (
+        "with wrong tunnels and --encrypt-host, a node reads a peer's new key from the API server on another node",
+        encrypted_hosts::mend_themselves,
+    ),
     ("one key announced twice", lies::one_key_twice),
     ("one pod CIDR announced twice", lies::one_cidr_twice),
     ("two daemons with one key", contradictions::one_key),

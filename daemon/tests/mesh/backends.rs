@@ -9,6 +9,7 @@ use warren_testkit::lab::{Node, Rights, WarrendOptions, needs_kernel_wireguard};
 use warren_testkit::{scenario, wait};
 
 use crate::common::{difference, in_lab, no_talk, talk, two_nodes};
+use crate::lanes;
 use crate::strangers::{self, Stranger};
 
 /// A handshake, and what it takes to make a tunnel of another kind in the place of one, [`wait::patient`].
@@ -17,15 +18,23 @@ const CHANGED: Duration = Duration::from_secs(1);
 /// Node 1 changes from the kernel to userspace and back, by restarts with another `--backend`: it keeps its key, and
 /// what is lost meanwhile is what one handshake takes.
 pub fn change() -> Result<()> {
+    change_of(1)
+}
+
+/// [`change`] with lanes: all of them change, and all are used again.
+pub fn change_with_lanes() -> Result<()> {
+    change_of(4)
+}
+
+fn change_of(number: u8) -> Result<()> {
     in_lab(two_nodes(), |mesh| {
         needs_kernel_wireguard()?;
         let node = mesh.node(1);
-        let run = |backend| {
-            node.start_warrend(&WarrendOptions { backend: Some(backend), ..WarrendOptions::default() })
-        };
-        mesh.node(2).start_warrend(&WarrendOptions::default())?;
+        let options = || lanes::lanes(number, &[]);
+        let run = |backend| node.start_warrend(&WarrendOptions { backend: Some(backend), ..options() });
+        mesh.node(2).start_warrend(&options())?;
         run("kernel")?;
-        mesh.await_up()?;
+        lanes::await_lanes(mesh, [number, number])?;
         let key = node.status()?.public_key;
         for (argument, backend) in [("userspace", Backend::Userspace), ("kernel", Backend::Kernel)] {
             let traffic = mesh.traffic()?;
@@ -50,6 +59,7 @@ pub fn change() -> Result<()> {
             let status = node.status()?;
             ensure!(status.backend == backend, "it runs {}", status.backend);
             ensure!(status.public_key == key, "the key changed");
+            lanes::await_lanes(mesh, [number, number])?;
             talk(mesh.pod(1, 1), mesh.pod(2, 2))?;
         }
         mesh.sealed()?;

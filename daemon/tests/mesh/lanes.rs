@@ -23,10 +23,14 @@ pub fn spread() -> Result<()> {
     in_lab(two_nodes(), |mesh| spread_over(mesh, &[]))
 }
 
-/// Also where the reverse-path filter is strict, and nodes' own programs' packets take the lanes, too. It is made loose
-/// where packets arrive whose answers go elsewhere, and nowhere else.
+/// Also where the reverse-path filter is strict, and nodes' own programs' packets take the lanes, too, or not. It is made
+/// loose where packets arrive whose answers go elsewhere, and nowhere else.
 pub fn spread_under_strict_filters() -> Result<()> {
-    in_lab(two_nodes(), |mesh| under_strict_filters(mesh, || spread_over(mesh, &["--encrypt-host"])))
+    for extra in [&["--encrypt-host"][..], &[]] {
+        in_lab(two_nodes(), |mesh| under_strict_filters(mesh, extra, || spread_over(mesh, extra)))
+            .with_context(|| format!("with {extra:?}"))?;
+    }
+    Ok(())
 }
 
 fn spread_over(mesh: &Mesh, extra: &[&str]) -> Result<()> {
@@ -49,36 +53,24 @@ fn spread_over(mesh: &Mesh, extra: &[&str]) -> Result<()> {
 
 /// Makes the filters of both nodes strict, as some distributions have them; fails if any has changed afterwards but those
 /// of the tunnels and, where nodes' own packets are encrypted, of the link on which they arrive.
-fn under_strict_filters(mesh: &Mesh, scenario: impl FnOnce() -> Result<()>) -> Result<()> {
+fn under_strict_filters(mesh: &Mesh, extra: &[&str], scenario: impl FnOnce() -> Result<()>) -> Result<()> {
     for node in &mesh.lab.nodes {
         node.netns.sysctl(&[("net.ipv4.conf.all.rp_filter", "1")])?;
     }
-    let read = || mesh.lab.nodes.iter().map(filters).collect::<Result<Vec<_>>>();
+    let read = || mesh.lab.nodes.iter().map(Node::reverse_path_filters).collect::<Result<Vec<_>>>();
     let before = read()?;
     scenario()?;
     for (before, after) in before.iter().zip(read()?) {
         let mut expected = before.clone();
-        expected.insert("eth0".to_owned(), "2".to_owned());
+        if extra.contains(&"--encrypt-host") {
+            expected.insert("eth0".to_owned(), "2".to_owned());
+        }
         let (lanes, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
             after.into_iter().partition(|(interface, _)| interface.starts_with("warren-"));
         ensure!(others == expected, "the filters were {before:?}, and are {others:?}");
         ensure!(!lanes.is_empty() && lanes.values().all(|filter| filter == "2"), "of the lanes: {lanes:?}");
     }
     Ok(())
-}
-
-/// The reverse-path filters of a node, by interface, with `all` and `default`.
-fn filters(node: &Node) -> Result<BTreeMap<String, String>> {
-    let read = || {
-        let mut filters = BTreeMap::new();
-        for entry in fs::read_dir("/proc/sys/net/ipv4/conf")? {
-            let entry = entry?;
-            let filter = fs::read_to_string(entry.path().join("rp_filter"))?.trim().to_owned();
-            filters.insert(entry.file_name().to_string_lossy().into_owned(), filter);
-        }
-        anyhow::Ok(filters)
-    };
-    node.netns.run(read)?.with_context(|| format!("reading the filters of {}", node.name))
 }
 
 /// `warren-perf lanes --flow` names the lane on which the flow's packets are counted.
@@ -119,6 +111,9 @@ pub fn shown() -> Result<()> {
 pub fn not_spread() -> Result<()> {
     in_lab(two_nodes(), |mesh| {
         let node = mesh.node(1);
+        let outside = node.state_dir().with_extension("sysctls");
+        fs::create_dir_all(&outside)?;
+        node.netns.sh(&format!("mount --bind /proc/sys {}", outside.display()))?;
         node.netns.sh("mount --bind /proc/sys /proc/sys")?;
         node.netns.sh("mount -o remount,bind,ro /proc/sys")?;
         start(mesh, [4, 4], &[])?;
@@ -126,12 +121,64 @@ pub fn not_spread() -> Result<()> {
         told(mesh.node(2), true)?;
 
         // As the administrator does it, from outside of the container.
-        node.netns.sh("umount /proc/sys")?;
         for family in ["ipv4", "ipv6"] {
             told(node, false).context("after half of it")?;
-            node.netns.sysctl(&[(&format!("net.{family}.fib_multipath_hash_policy"), "1")])?;
+            let file = outside.join(format!("net/{family}/fib_multipath_hash_policy"));
+            node.netns.run(|| fs::write(file, "1"))??;
         }
-        told(node, true)
+        told(node, true)?;
+        let said = node.log().lines().filter(|line| line.contains("may share a lane")).count();
+        ensure!(said == 1, "the log says {said} times that flows may share a lane");
+
+        // What is not Warren's doing stays.
+        node.stop_warrend()?;
+        node.teardown()?;
+        ensure!(node.hash_policies()? == ["1", "1"], "teardown took back what the administrator set");
+        Ok(())
+    })
+}
+
+/// Somebody resets by what flows are spread, and it is set again. Where one lane is left, and where Warren is taken off,
+/// it is as before; what somebody chose otherwise stays throughout.
+pub fn spread_is_kept() -> Result<()> {
+    in_lab(two_nodes(), |mesh| {
+        let node = mesh.node(1);
+        let policies = |expected: [&str; 2]| {
+            wait::until("the policy", Duration::from_secs(10), || {
+                let found = node.hash_policies()?;
+                ensure!(found == expected, "it is {found:?}, not {expected:?}");
+                Ok(())
+            })
+        };
+        let restart = |number| {
+            node.stop_warrend()?;
+            node.start_warrend(&lanes(number, &[]))
+        };
+        policies(["0", "0"])?;
+        start(mesh, [4, 4], &[])?;
+        policies(["1", "1"])?;
+        node.netns.sysctl(&[("net.ipv4.fib_multipath_hash_policy", "0")])?;
+        policies(["1", "1"]).context("after somebody reset it")?;
+        told(node, true)?;
+        restart(1)?;
+        policies(["0", "0"]).context("with one lane")?;
+        restart(4)?;
+        policies(["1", "1"]).context("with several again")?;
+        node.netns.sysctl(&[("net.ipv6.fib_multipath_hash_policy", "2")])?;
+        await_lanes(mesh, [4, 4])?;
+        // A look later.
+        let looks = || node.metric("warren_looks_total{}");
+        let before = looks()?;
+        wait::until("a look", Duration::from_secs(10), || {
+            ensure!(looks()? > before, "no look yet");
+            Ok(())
+        })?;
+        ensure!(node.hash_policies()? == ["1", "2"], "it is {:?}", node.hash_policies()?);
+        node.stop_warrend()?;
+        node.teardown()?;
+        ensure!(node.hash_policies()? == ["0", "2"], "teardown leaves {:?}", node.hash_policies()?);
+        mesh.sealed()?;
+        Ok(())
     })
 }
 
@@ -162,7 +209,8 @@ pub fn number_changes() -> Result<()> {
 
 /// [`number_changes`] as in [`spread_under_strict_filters`].
 pub fn number_changes_under_strict_filters() -> Result<()> {
-    in_lab(two_nodes(), |mesh| under_strict_filters(mesh, || change_numbers(mesh, &["--encrypt-host"])))
+    let extra = &["--encrypt-host"];
+    in_lab(two_nodes(), |mesh| under_strict_filters(mesh, extra, || change_numbers(mesh, extra)))
 }
 
 fn change_numbers(mesh: &Mesh, extra: &[&str]) -> Result<()> {

@@ -49,6 +49,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("bad input is quarantined, and the others go on", bad_input::with_cluster_cidrs),
     ("bad input is quarantined, also without --cluster-cidrs", bad_input::without_cluster_cidrs),
     ("a node changes its backend: the same key, and one handshake", backends::change),
+    ("a node with lanes changes its backend: the same key, and one handshake", backends::change_with_lanes),
     ("--backend auto takes the kernel's WireGuard, or says why it cannot", backends::auto),
     ("a foreign interface with the tunnel's name is left alone and told", backends::name_taken),
     (
@@ -65,6 +66,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ),
     ("warren-perf says which lane a flow takes", lanes::shown),
     ("flows that the kernel does not spread over the lanes are told", lanes::not_spread),
+    (
+        "flows stay spread over the lanes whoever resets that, and are as before without",
+        lanes::spread_is_kept,
+    ),
     ("the number of lanes changes, and no packet is lost", lanes::number_changes),
     (
         "the number of lanes changes under strict reverse-path filters, and no packet is lost",

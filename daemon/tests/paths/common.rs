@@ -66,6 +66,12 @@ pub fn in_mesh_of(
     mesh.await_up().and_then(|()| scenario(&mesh)).map_err(|error| anyhow!("{}\n{error:#}", mesh.lab.logs()))
 }
 
+/// So many lanes; that one has proven itself is seen at a look.
+pub fn lanes(number: usize) -> WarrendOptions {
+    let extra = vec!["--lanes".to_owned(), number.to_string()];
+    WarrendOptions { extra, resync: Some("1s".to_owned()), ..WarrendOptions::default() }
+}
+
 /// Links that are all as the plan says.
 pub fn as_planned(_: &Lab) -> Result<Option<Detour>> {
     Ok(None)
@@ -144,13 +150,32 @@ impl Mesh {
         for cidr in &self.node(to).pod_cidrs {
             let family = if cidr.addr().is_ipv4() { "-4" } else { "-6" };
             let routes = self.node(from).netns.sh(&format!("ip {family} route show table 5180 {cidr}"))?;
-            let route = routes.lines().find(|line| line.contains("warren-"));
-            let route = route.with_context(|| format!("no route to {cidr} through a tunnel:\n{routes}"))?;
+            // Of a route over several lanes, each way has a line of its own, behind the one that says the MTU.
+            let lines = routes.lines().filter(|line| !line.starts_with("unreachable"));
+            let route = lines.collect::<Vec<_>>().join(" ");
+            ensure!(route.contains("warren-"), "no route to {cidr} through a tunnel:\n{routes}");
             let mut words = route.split_whitespace();
             let mtu = words.find(|word| *word == "mtu").and_then(|_| words.next()?.parse().ok());
             ensure!(mtu == wanted, "not {wanted:?}: {route}");
         }
         Ok(())
+    }
+
+    /// Waits until both nodes' routes to each other lead over so many lanes.
+    pub fn await_lanes(&self, number: usize) -> Result<()> {
+        // A handshake that went missing is tried again after 5 s (REKEY_TIMEOUT), by keepalives after 25 s.
+        wait::until("the lanes", Duration::from_secs(40), || {
+            for (from, to) in [(1, 2), (2, 1)] {
+                for cidr in &self.node(to).pod_cidrs {
+                    let family = if cidr.addr().is_ipv4() { "-4" } else { "-6" };
+                    let show = format!("ip {family} route show table 5180 {cidr}");
+                    let routes = self.node(from).netns.sh(&show)?;
+                    let found = routes.matches("dev warren-").count();
+                    ensure!(found == number, "{found} lanes of {number}: {routes}");
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Waits until the routes of one node to another's pods say `wanted`.

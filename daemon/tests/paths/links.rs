@@ -91,7 +91,16 @@ pub fn one_smaller() -> Result<()> {
 }
 
 pub fn jumbo() -> Result<()> {
-    in_mesh(Plan { mtu: 9000, ..two_nodes() }, as_planned, |mesh| {
+    jumbo_over(1)
+}
+
+pub fn jumbo_over_lanes() -> Result<()> {
+    jumbo_over(4)
+}
+
+fn jumbo_over(lanes: usize) -> Result<()> {
+    in_mesh_of(&common::lanes(lanes), Plan { mtu: 9000, ..two_nodes() }, as_planned, |mesh| {
+        mesh.await_lanes(lanes)?;
         let mtu = 9000 - 80;
         mesh.route_mtu(1, 2, None)?;
         mesh.sealed_and_whole()?;

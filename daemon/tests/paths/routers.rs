@@ -23,12 +23,15 @@ fn over_routers(underlay: Families, scenario: impl FnOnce(&Mesh, &Detour) -> Res
     })
 }
 
-fn narrow(options: &WarrendOptions, underlay: Families, mtu: u32) -> Result<()> {
+fn narrow(options: &WarrendOptions, lanes: usize, underlay: Families, mtu: u32) -> Result<()> {
     let rewire = |lab: &Lab| Detour::new(lab, NARROW).map(Some);
     in_mesh_of(options, Plan { underlay, ..two_nodes() }, rewire, |mesh| {
         let start = Instant::now();
         mesh.await_route_mtu(Some(mtu), FOUND)?;
         println!("known {:?} after the mesh stood", start.elapsed());
+        mesh.await_lanes(lanes)?;
+        mesh.route_mtu(1, 2, Some(mtu))?;
+        mesh.route_mtu(2, 1, Some(mtu))?;
         mesh.sealed()?;
         sizes::all(mesh.pod(1), mesh.pod(2), mtu)?;
         sizes::all(mesh.pod(2), mesh.pod(1), mtu)?;
@@ -38,18 +41,27 @@ fn narrow(options: &WarrendOptions, underlay: Families, mtu: u32) -> Result<()> 
 }
 
 pub fn narrow_v4() -> Result<()> {
-    narrow(&WarrendOptions::default(), Families::V4, route_of(NARROW, V4))
+    narrow(&WarrendOptions::default(), 1, Families::V4, route_of(NARROW, V4))
 }
 
 pub fn narrow_v6() -> Result<()> {
-    narrow(&WarrendOptions::default(), Families::V6, route_of(NARROW, V6))
+    narrow(&WarrendOptions::default(), 1, Families::V6, route_of(NARROW, V6))
+}
+
+/// A path is that of all lanes to a peer.
+pub fn narrow_v4_over_lanes() -> Result<()> {
+    narrow(&common::lanes(4), 4, Families::V4, route_of(NARROW, V4))
+}
+
+pub fn narrow_v6_over_lanes() -> Result<()> {
+    narrow(&common::lanes(4), 4, Families::V6, route_of(NARROW, V6))
 }
 
 /// Probes leave past the tunnel, as WireGuard's own packets do: inside they would find nothing.
 pub fn narrow_for_hosts() -> Result<()> {
     let options = WarrendOptions { extra: vec!["--encrypt-host".into()], ..WarrendOptions::default() };
-    narrow(&options, Families::V4, route_of(NARROW, V4))?;
-    narrow(&options, Families::V6, route_of(NARROW, V6))
+    narrow(&options, 1, Families::V4, route_of(NARROW, V4))?;
+    narrow(&options, 1, Families::V6, route_of(NARROW, V6))
 }
 
 /// The kernel remembers, and is asked before the first route is changed.

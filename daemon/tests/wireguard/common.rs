@@ -162,3 +162,27 @@ route add 10.244.0.0/16 dev {INTERFACE} src 10.244.{number}.0"
     wait::until("a session", Duration::from_secs(10), || Ping::default().run(&one.netns, FAR)?.complete())?;
     Ok((one, two))
 }
+
+/// A third end on a wire to the first one of a [`pair`], 192.0.3.1 and .3 outside; the first knows it and sends it
+/// nothing.
+pub fn third(one: &End) -> Result<End> {
+    let three = End::with_device("three", 51820)?;
+    one.netns.ip(&format!(
+        "link add eth1 type veth peer name eth0 netns {}
+link set eth1 up
+address add 192.0.3.1/24 dev eth1",
+        three.netns.name()
+    ))?;
+    three.netns.ip(&format!(
+        "link set eth0 up
+address add 192.0.3.3/24 dev eth0
+link set {INTERFACE} up
+route add 10.244.1.0/24 dev {INTERFACE}"
+    ))?;
+    // Without keepalives, as in a pair.
+    let first = peer(one.identity.public(), "192.0.3.1:51820", nets(&["10.244.1.0/24"]));
+    three.set_peers([PeerChange { keepalive: None, ..first }])?;
+    let this = peer(three.identity.public(), "192.0.3.3:51820", nets(&[]));
+    one.set_peers([PeerChange { keepalive: None, ..this }])?;
+    Ok(three)
+}

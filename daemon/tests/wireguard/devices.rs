@@ -1,9 +1,11 @@
 //! What is written and what reads back.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use warren_core::{DeviceChange, PeerChange};
+use warren_testkit::wait;
 
 use crate::common::{End, INTERFACE, key, nets, peer};
 
@@ -89,7 +91,13 @@ pub fn foreign_changes() -> Result<()> {
     Ok(())
 }
 
-/// A device whose peers take several messages to read, while somebody changes it now and then.
+/// How many reads are to be interrupted, and how long that may take, [`wait::patient`]: with one in eight, ten times
+/// less.
+const ENOUGH: u64 = 5;
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// A device whose peers take several messages to read, while somebody changes it: until reads were interrupted by that for
+/// certain.
 pub fn interrupted() -> Result<()> {
     let end = End::with_device("interrupted", 4711)?;
     let peers = (0..300).map(|number| {
@@ -102,17 +110,27 @@ pub fn interrupted() -> Result<()> {
         )
     });
     end.set_peers(peers)?;
-    let (mut reads, changes) = (0, 30);
-    std::thread::scope(|scope| {
-        let changing = scope.spawn(|| -> Result<()> {
-            for number in 0..changes {
-                let verb = if number % 2 == 0 { "allowed-ips 10.9.9.9/32" } else { "remove" };
-                end.netns.sh(&format!("wg set {INTERFACE} peer {} {verb}", key(1000)))?;
-                std::thread::sleep(Duration::from_millis(100));
-            }
-            Ok(())
-        });
-        while !changing.is_finished() {
+    let start = Instant::now();
+    end.observe()?;
+    // So that one read in eight is met by a change, and none as often as it is tried.
+    let pause = 8 * start.elapsed();
+    let interrupted = || end.wireguard.counts().interrupted;
+    ensure!(interrupted() == 0, "a read was interrupted by nobody");
+    let over = AtomicBool::new(false);
+    let change = || -> Result<u32> {
+        let mut changes = 0;
+        while !over.load(Ordering::Relaxed) {
+            let verb = if changes % 2 == 0 { "allowed-ips 10.9.9.9/32" } else { "remove" };
+            end.netns.sh(&format!("wg set {INTERFACE} peer {} {verb}", key(1000)))?;
+            changes += 1;
+            std::thread::sleep(pause);
+        }
+        Ok(changes)
+    };
+    let read = || -> Result<u32> {
+        let (deadline, mut reads) = (Instant::now() + wait::patient(LIMIT), 0);
+        while interrupted() < ENOUGH {
+            ensure!(Instant::now() < deadline, "{} of {reads} reads were interrupted", interrupted());
             let found = end.observe()?;
             let ours = found.peers.iter().filter(|(peer, _)| **peer != key(1000));
             let (peers, nets) =
@@ -120,8 +138,15 @@ pub fn interrupted() -> Result<()> {
             ensure!((peers, nets) == (300, 3000), "{peers} peers with {nets} networks were read");
             reads += 1;
         }
-        changing.join().expect("the other thread did not panic")
+        Ok(reads)
+    };
+    let (reads, changes) = std::thread::scope(|scope| {
+        let changing = scope.spawn(change);
+        let reads = read();
+        over.store(true, Ordering::Relaxed);
+        let changes = changing.join().expect("the other thread does not panic");
+        anyhow::Ok((reads?, changes?))
     })?;
-    println!("{reads} reads, each whole, during {changes} changes");
+    println!("{reads} reads, each whole, of which {} were interrupted by {changes} changes", interrupted());
     Ok(())
 }

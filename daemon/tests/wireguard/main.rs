@@ -23,6 +23,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("tens of thousands of allowed IPs on one peer, which move and go", sizes::one_large_peer),
     ("a session survives whatever else changes: no ping is lost", sessions::changes_of_others),
     ("a peer's allowed IPs come and go under its traffic: no ping is lost", sessions::own_allowed_ips),
+    (
+        "a network that is in use moves between two peers: every packet finds one of them",
+        sessions::used_network_moves,
+    ),
     ("a session moves to another endpoint and another port without a handshake", sessions::endpoints),
     ("a taken port is told, whether the device is up or down", refusals::port_taken),
     ("without NET_ADMIN it is said what is missing", refusals::no_right),

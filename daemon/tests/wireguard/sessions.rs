@@ -1,13 +1,18 @@
 //! What a change must not do to traffic.
 
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use warren_core::{DeviceChange, PeerChange};
 use warren_testkit::traffic::ping::{Flood, Ping};
 use warren_testkit::wait;
 
-use crate::common::{End, FAR, INTERFACE, key, nets, pair, peer};
+use crate::common::{End, FAR, INTERFACE, key, nets, pair, peer, third};
 
 /// Runs `changes` while one end pings the other; fails if a ping is lost or the session is another one afterwards.
 fn under_traffic(one: &End, two: &End, changes: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -93,6 +98,118 @@ pub fn own_allowed_ips() -> Result<()> {
         println!("{rounds} networks added or removed one by one");
         Ok(())
     })
+}
+
+/// A network that is in use moves between two real peers, again and again: every packet to it finds one of them. Lost are
+/// answers alone, and only those that were under way when their network was given to the other peer: WireGuard takes a
+/// source from no peer but the one that has it.
+pub fn used_network_moves() -> Result<()> {
+    const MOVES: u32 = 2000;
+    let (one, two) = pair()?;
+    let three = third(&one)?;
+    let network = nets(&["10.97.0.0/16"]);
+    let shared: IpAddr = "10.97.0.1".parse()?;
+    one.netns.ip(&format!("route add 10.97.0.0/16 dev {INTERFACE} src 10.244.1.0"))?;
+    for end in [&two, &three] {
+        end.netns.ip(&format!("address add {shared}/32 dev {INTERFACE}"))?;
+    }
+    let give = |from: &End, to: &End, first: bool| {
+        let (from, to) = (from.identity.public(), to.identity.public());
+        let mut changes = [
+            PeerChange { drop: network.clone(), ..PeerChange::new(from) },
+            PeerChange { add: network.clone(), ..PeerChange::new(to) },
+        ];
+        if first {
+            changes.reverse();
+        }
+        one.set_peers(changes)
+    };
+    // Sessions with both.
+    for (from, to) in [(&two, &three), (&three, &two)] {
+        give(from, to, true)?;
+        wait::until("a session", Duration::from_secs(10), || {
+            Ping::default().run(&one.netns, shared)?.complete()
+        })?;
+    }
+    let before = Errors::of(&one)?;
+    let flood = Flood::start(&one.netns, shared, wait::patient(Duration::from_millis(2)))?;
+    let load = Load::start(&one, [&two, &three], shared)?;
+    let start = Instant::now();
+    for round in 0..MOVES {
+        let (from, to) = if round % 2 == 0 { (&two, &three) } else { (&three, &two) };
+        give(from, to, round % 4 < 2)?;
+    }
+    let took = start.elapsed();
+    let datagrams = load.stop()?;
+    let answers = flood.stop()?;
+    let (found, errors) = (one.agree()?, Errors::of(&one)?);
+    ensure!(found.peers[&two.identity.public()].allowed_ips.is_superset(&network), "{found:?}");
+    let (nobody, foreign) = (errors.transmit - before.transmit, errors.receive - before.receive);
+    println!(
+        "{MOVES} moves in {took:.1?} under {datagrams} datagrams and {} pings: {nobody} packets found no peer, \
+         {foreign} answers came from the peer of before",
+        answers.sent
+    );
+    ensure!(datagrams > u64::from(MOVES), "{datagrams} datagrams are too few to tell");
+    ensure!(nobody == 0, "{nobody} packets found no peer");
+    ensure!(answers.missing.len() as u64 == foreign, "{answers}, but {foreign} were refused");
+    Ok(())
+}
+
+/// What an interface could not send, and what it refused to take.
+struct Errors {
+    transmit: u64,
+    receive: u64,
+}
+
+impl Errors {
+    fn of(end: &End) -> Result<Self> {
+        let read = || fs::read_to_string("/proc/thread-self/net/dev");
+        let all = end.netns.run(read)??;
+        let line = all.lines().find_map(|line| line.trim_start().strip_prefix(INTERFACE)?.strip_prefix(':'));
+        let fields = line.context("there is no such interface")?.split_whitespace();
+        let numbers: Vec<u64> = fields.map(str::parse).collect::<Result<_, _>>()?;
+        // Eight of what is received, bytes, packets and errors first; then the same of what is sent.
+        let [_, _, receive, _, _, _, _, _, _, _, transmit, ..] = numbers[..] else { bail!("{all}") };
+        Ok(Self { transmit, receive })
+    }
+}
+
+/// Datagrams, more of them than there are pings, to an address that several ends have.
+struct Load {
+    over: Arc<AtomicBool>,
+    sender: JoinHandle<std::io::Result<u64>>,
+    /// Where they arrive, so that nobody answers them.
+    _sinks: [UdpSocket; 2],
+}
+
+impl Load {
+    const PORT: u16 = 7000;
+
+    fn start(from: &End, to: [&End; 2], address: IpAddr) -> Result<Self> {
+        let sink = |end: &End| anyhow::Ok(end.netns.run(|| UdpSocket::bind((address, Self::PORT)))??);
+        let sinks = [sink(to[0])?, sink(to[1])?];
+        let socket = from.netns.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
+        let over = Arc::new(AtomicBool::new(false));
+        let stop = over.clone();
+        let pause = wait::patient(Duration::from_micros(100));
+        let sender = std::thread::spawn(move || {
+            let mut sent = 0;
+            while !stop.load(Ordering::Relaxed) {
+                socket.send_to(b"load", (address, Self::PORT))?;
+                sent += 1;
+                std::thread::sleep(pause);
+            }
+            Ok(sent)
+        });
+        Ok(Self { over, sender, _sinks: sinks })
+    }
+
+    fn stop(self) -> Result<u64> {
+        self.over.store(true, Ordering::Relaxed);
+        let sent = self.sender.join().expect("the sender does not panic");
+        sent.context("a datagram to the network that moves")
+    }
 }
 
 pub fn endpoints() -> Result<()> {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use warren_core::{DeviceChange, PeerChange};
+use warren_core::{DeviceChange, ObservedPeer, PeerChange};
 
 use crate::common::{End, INTERFACE, key, nets, peer};
 
@@ -37,9 +37,17 @@ pub fn five_hundred_peers() -> Result<()> {
     ensure!(found == end.agree()? && found.peers.len() == 500, "{} peers", found.peers.len());
     let networks: usize = found.peers.values().map(|peer| peer.allowed_ips.len()).sum();
     ensure!(networks == 2000, "{networks} allowed IPs");
-    let start = Instant::now();
-    end.set_peers([PeerChange { add: nets(&["10.9.9.0/24"]), ..PeerChange::new(key(7)) }])?;
-    let one = start.elapsed();
+    let one = PeerChange { add: nets(&["10.9.9.0/24"]), ..PeerChange::new(key(7)) };
+    let one = single(&end, one, |peer| peer.allowed_ips.extend(nets(&["10.9.9.0/24"])))?;
+    // Once it is known how a network leaves a peer in this kernel, which is asked once.
+    end.set_peers([PeerChange { drop: nets(&["10.9.9.0/24"]), ..PeerChange::new(key(7)) }])?;
+    let (endpoint, keepalive) = (Some("192.0.2.7:7".parse()?), Some(7));
+    let (add, drop) = (nets(&["10.9.8.0/24", "fd02::/64"]), nets(&["10.0.7.0/24", "fd01::7/128"]));
+    let all = PeerChange { endpoint, keepalive, add, drop, ..PeerChange::new(key(7)) };
+    single(&end, all, |peer| {
+        (peer.endpoint, peer.keepalive) = (endpoint, 7);
+        peer.allowed_ips = nets(&["10.9.8.0/24", "fd02::/64", "fd00:7::/64", "192.168.0.7/32"]);
+    })?;
     let start = Instant::now();
     end.set_peers(found.peers.keys().map(|key| PeerChange { remove: true, ..PeerChange::new(*key) }))?;
     let removed = start.elapsed();
@@ -50,6 +58,22 @@ pub fn five_hundred_peers() -> Result<()> {
     );
     ensure!(configured < Duration::from_secs(2), "configuring took {configured:?}");
     Ok(())
+}
+
+/// Changes the peer 7 by one message, after which it reads back as changed by `expected`, and the others as before;
+/// returns how long that took.
+fn single(end: &End, change: PeerChange, expected: impl FnOnce(&mut ObservedPeer)) -> Result<Duration> {
+    let mut device = end.agree()?;
+    expected(device.peers.get_mut(&key(7)).context("the peer is not there")?);
+    let before = end.wireguard.counts().sent;
+    let start = Instant::now();
+    end.set_peers([change])?;
+    let took = start.elapsed();
+    let messages = end.wireguard.counts().sent - before;
+    ensure!(messages == 1, "one change took {messages} messages");
+    let found = end.agree()?;
+    ensure!(found == device, "it reads back as {:?}, not {:?}", found.peers[&key(7)], device.peers[&key(7)]);
+    Ok(took)
 }
 
 pub fn one_large_peer() -> Result<()> {

@@ -1,5 +1,6 @@
 //! One node of a lab: its namespaces, its pods, and how it is doing.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
@@ -227,6 +228,29 @@ impl Node {
     /// The file of [`Node::log`].
     pub fn log_path(&self) -> PathBuf {
         self.directory.join(format!("{}.log", self.name))
+    }
+
+    /// The reverse-path filters (`net.ipv4.conf.*.rp_filter`) by interface, with `all` and `default`.
+    pub fn reverse_path_filters(&self) -> Result<BTreeMap<String, String>> {
+        let read = || {
+            let mut filters = BTreeMap::new();
+            for entry in fs::read_dir("/proc/sys/net/ipv4/conf")? {
+                let entry = entry?;
+                let filter = fs::read_to_string(entry.path().join("rp_filter"))?.trim().to_owned();
+                filters.insert(entry.file_name().to_string_lossy().into_owned(), filter);
+            }
+            anyhow::Ok(filters)
+        };
+        self.netns.run(read)?.with_context(|| format!("reading the filters of {}", self.name))
+    }
+
+    /// By what flows over several interfaces are spread (`fib_multipath_hash_policy`), IPv4 and IPv6.
+    pub fn hash_policies(&self) -> Result<[String; 2]> {
+        let read = |family| {
+            let file = format!("/proc/sys/net/{family}/fib_multipath_hash_policy");
+            anyhow::Ok(fs::read_to_string(file)?.trim().to_owned())
+        };
+        self.netns.run(|| anyhow::Ok([read("ipv4")?, read("ipv6")?]))?
     }
 
     /// The directory of warrend's keys.

@@ -12,7 +12,7 @@ use warren_api::status::Enforcement;
 
 use super::{Node, Registry};
 use crate::apiserver::real;
-use crate::wait;
+use crate::{process, wait};
 
 /// How to start warrend. The default is what the demo does: strict, told the lab's ranges.
 #[derive(Debug, Clone)]
@@ -155,6 +155,13 @@ impl Node {
             .with_context(|| format!("opening {}", self.log_path().display()))?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(())
+    }
+
+    /// Takes all of Warren's off the node, with `warrend teardown`; warrend must not run.
+    pub fn teardown(&self) -> Result<()> {
+        let mut command = self.netns.command(binary("warrend")?);
+        command.arg("teardown").arg("--state-dir").arg(self.state_dir());
+        process::output(&mut command).map(drop).with_context(|| format!("the teardown of {}", self.name))
     }
 
     /// The pid of warrend, if it runs.
