@@ -107,7 +107,7 @@ fn teardown_spares_others() -> Result<()> {
     let node = lab.node(1);
     node.stop_warrend()?;
     node.netns.ip("tuntap add dev warren-a7 mode tun\nlink set warren-a7 up")?;
-    teardown(node)?;
+    node.teardown()?;
     let links = node.netns.sh("ip -brief link")?;
     ensure!(links.contains("warren-a7") && !links.contains("warren-a0"), "there are {links}");
     Ok(())
