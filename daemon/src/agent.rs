@@ -410,6 +410,7 @@ impl Agent {
             epoch: EPOCH,
             port: self.listen_port,
             backend: self.backend,
+            fallback: self.fallback.clone(),
             lanes: self.lanes,
             local_addresses: view.local_addresses.clone(),
         }

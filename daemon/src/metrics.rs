@@ -53,11 +53,12 @@ impl Collector for Snapshot {
         out.gauge("warren_ready", "1 while all that should be is in place", [(vec![], ready)])?;
         let backend = vec![("backend", status.backend.to_string())];
         out.gauge("warren_backend", "1 for what carries the tunnels: kernel or userspace", [(backend, 1.0)])?;
+        let why = vec![("why", status.fallback.clone().unwrap_or_default())];
         let fallback = f64::from(u8::from(status.fallback.is_some()));
         out.gauge(
             "warren_backend_fallback",
-            "1 where WireGuard in the kernel was to carry the tunnels and cannot",
-            [(vec![], fallback)],
+            "1 where WireGuard in the kernel was to carry the tunnels and cannot, and why",
+            [(why, fallback)],
         )?;
         out.gauge("warren_lanes", "Tunnels served for each peer", [(vec![], f64::from(status.lanes))])?;
         if let Some(spread) = status.spread_by_ports {

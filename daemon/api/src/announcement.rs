@@ -38,6 +38,9 @@ pub struct Announcement {
     pub endpoints: Vec<IpAddr>,
     /// What carries this node's tunnels.
     pub backend: Backend,
+    /// Why WireGuard in the kernel does not, where it was to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// The MTU inside the tunnel, in bytes.
     pub mtu: u32,
     /// Whether the node's own programs are to be reached through the tunnel, too.

@@ -37,6 +37,8 @@ pub struct Own {
     pub port: u16,
     /// What carries the tunnels.
     pub backend: Backend,
+    /// Why WireGuard in the kernel does not, where it was to.
+    pub fallback: Option<String>,
     /// How many lanes to serve, at least 1.
     pub lanes: u8,
     /// Every address on an interface that is not Warren's.

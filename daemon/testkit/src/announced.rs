@@ -31,6 +31,7 @@ pub fn annotations(
         pod_cidrs,
         endpoints,
         backend: Backend::Userspace,
+        fallback: None,
         mtu: 1420,
         encrypts_host: false,
         unknown: serde_json::Map::new(),

@@ -77,15 +77,22 @@ pub fn auto() -> Result<()> {
         let node = mesh.node(1);
         let (status, metrics, log) = (node.status()?, node.metrics()?, node.log());
         let announced = std::fs::read_to_string(node.manifest_path())?;
-        let (backend, metric, said) = match has {
-            true => (Backend::Kernel, 0, "WireGuard in the kernel carries the tunnels"),
-            false => (Backend::Userspace, 1, "modprobe wireguard"),
+        let (backend, said) = match has {
+            true => (Backend::Kernel, "WireGuard in the kernel carries the tunnels"),
+            false => (Backend::Userspace, "modprobe wireguard"),
         };
         ensure!(status.backend == backend && status.fallback.is_none() == has, "{status:?}");
         ensure!(status.fallback.iter().all(|why| why.contains(said)), "{status:?}");
-        ensure!(metrics.contains(&format!("\nwarren_backend_fallback{{}} {metric}")), "{metrics}");
+        let metric = metrics.lines().find(|line| line.starts_with("warren_backend_fallback{"));
+        let metric = metric.with_context(|| format!("no fallback in {metrics}"))?;
+        ensure!(metric.ends_with(if has { r#"{why=""} 0"# } else { " 1" }), "{metric}");
         ensure!(log.contains(said), "{log}");
         ensure!(announced.contains(&format!("warren.internal/backend: {backend}")), "{announced}");
+        // The reason is wherever the fallback is.
+        ensure!(
+            [metric, &*announced].iter().all(|text| text.contains("modprobe wireguard") != has),
+            "{metric}, {announced}"
+        );
         mesh.sealed()?;
         Ok(())
     })

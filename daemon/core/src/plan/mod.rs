@@ -394,6 +394,7 @@ fn announce(local: &Local<'_>, record: Option<&NodeRecord>, mtu: u32, encrypts_h
         pod_cidrs: local.pod_cidrs.clone(),
         endpoints: local.endpoints.clone(),
         backend: local.own.backend,
+        fallback: local.own.fallback.clone(),
         mtu,
         encrypts_host,
         unknown: before.map(|before| before.unknown.clone()).unwrap_or_default(),

@@ -47,6 +47,7 @@ pub fn mk_announcement(n: u8) -> Announcement {
         ],
         endpoints: vec![IpAddr::from([192, 0, 2, n])],
         backend: Backend::Userspace,
+        fallback: None,
         mtu: 1420,
         encrypts_host: false,
         unknown: Default::default(),
@@ -69,6 +70,7 @@ pub fn mk_snapshot(others: &[Node]) -> Snapshot {
             epoch: 0,
             port: 51820,
             backend: Backend::Userspace,
+            fallback: None,
             lanes: 1,
             local_addresses: ["127.0.0.1/8", "192.0.2.1/24", "10.244.1.1/24", "172.17.0.1/16"]
                 .map(|net| LocalAddress { net: net.parse().unwrap(), link: 2, mtu: 1500 })
