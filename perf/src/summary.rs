@@ -46,6 +46,16 @@ pub fn mark(at_least: bool) -> &'static str {
     if at_least { "≥ " } else { "" }
 }
 
+/// What stands before the ratio of two figures, of which either or both may be such.
+pub fn ratio_mark(at_least: bool, other_at_least: bool) -> &'static str {
+    match (at_least, other_at_least) {
+        (false, false) => "",
+        (true, false) => "≥ ",
+        (false, true) => "≤ ",
+        (true, true) => "? ",
+    }
+}
+
 /// What such marks mean, if there are any.
 pub fn note(groups: &[Group]) -> Option<&'static str> {
     let marked = groups.iter().flat_map(|group| &group.rows).any(|row| !row.mark.is_empty());
@@ -103,12 +113,7 @@ fn group(run: &Run, scenario: &str) -> Group {
         Row {
             program: program.to_owned(),
             mark: mark(at_least),
-            ratio_mark: match (first_at_least, at_least) {
-                (false, false) => "",
-                (true, false) => "≥ ",
-                (false, true) => "≤ ",
-                (true, true) => "? ",
-            },
+            ratio_mark: ratio_mark(first_at_least, at_least),
             ratio: if is_first { None } else { Spread::of(stats::ratios(&reference, &values)) },
             failed: run.failures(scenario, program),
             figure: Spread::of(values.into_values()).ok_or_else(|| run.why_not(scenario, program)),
