@@ -85,7 +85,7 @@ pub fn auto() -> Result<()> {
         ensure!(status.fallback.iter().all(|why| why.contains(said)), "{status:?}");
         let metric = metrics.lines().find(|line| line.starts_with("warren_backend_fallback{"));
         let metric = metric.with_context(|| format!("no fallback in {metrics}"))?;
-        ensure!(metric.ends_with(if has { r#"{why=""} 0"# } else { " 1" }), "{metric}");
+        ensure!(metric.ends_with(if has { r#"{why=""} 0.0"# } else { " 1.0" }), "{metric}");
         ensure!(log.contains(said), "{log}");
         ensure!(announced.contains(&format!("warren.internal/backend: {backend}")), "{announced}");
         // The reason is wherever the fallback is.
