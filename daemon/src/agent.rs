@@ -355,10 +355,7 @@ impl Agent {
         let settings = self.settings.current();
         let registry = self.registry.status();
         let own = self.own(&seen.view);
-        let mut report = self.voice.report(own, settings, &plan, &seen, registry, failures);
-        if let Some(status) = &mut report.status {
-            status.fallback.clone_from(&self.fallback);
-        }
+        let report = self.voice.report(own, settings, &plan, &seen, registry, failures);
         self.tell(report.status.as_ref());
         self.peers = plan.peers;
         Report { acted, ..report }

@@ -42,24 +42,22 @@ impl Before {
 
     /// Notes what a link's reverse-path filter is, which is to become loose.
     pub fn note_filter(&self, link: u32, filter: u8) -> io::Result<()> {
-        self.change(|notes| notes.filters.extend([(link, filter)]))
+        self.change(|notes| notes.filters.extend([(link, filter)])).map(drop)
     }
 
     /// What the filters were of the links that are loose by Warren's doing; all that are, are in `loose`.
     pub fn filters(&self, loose: &BTreeSet<u32>) -> io::Result<BTreeMap<u32, u8>> {
-        self.change(|notes| notes.filters.retain(|link, _| loose.contains(link)))?;
-        Ok(self.read().filters)
+        Ok(self.change(|notes| notes.filters.retain(|link, _| loose.contains(link)))?.filters)
     }
 
     /// Notes that flows of a family, which are to be spread by ports, are spread by addresses alone.
     pub fn note_by_addresses(&self, family: &str) -> io::Result<()> {
-        self.change(|notes| notes.by_addresses.extend([family.to_owned()]))
+        self.change(|notes| notes.by_addresses.extend([family.to_owned()])).map(drop)
     }
 
     /// The families whose flows are spread by ports by Warren's doing; all that are, are in `by_ports`.
     pub fn by_addresses(&self, by_ports: &BTreeSet<String>) -> io::Result<BTreeSet<String>> {
-        self.change(|notes| notes.by_addresses.retain(|family| by_ports.contains(family)))?;
-        Ok(self.read().by_addresses)
+        Ok(self.change(|notes| notes.by_addresses.retain(|family| by_ports.contains(family)))?.by_addresses)
     }
 
     /// What is noted. What cannot be read is not known; what is of another place says nothing here.
@@ -69,22 +67,24 @@ impl Before {
         notes.unwrap_or_else(|| Notes { place: self.place.clone(), ..Notes::default() })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Notes)) -> io::Result<()> {
+    /// Changes what is noted, and returns what is then.
+    fn change(&self, change: impl FnOnce(&mut Notes)) -> io::Result<Notes> {
         let before = self.read();
         let mut notes = before.clone();
         change(&mut notes);
         if notes == before {
-            return Ok(());
+            return Ok(notes);
         }
         if notes.filters.is_empty() && notes.by_addresses.is_empty() {
-            return fs::remove_file(&self.path);
+            fs::remove_file(&self.path)?;
+            return Ok(notes);
         }
         let directory = self.path.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().prefix(".before-").tempfile_in(directory)?;
         file.write_all(&serde_json::to_vec(&notes)?)?;
         file.as_file().sync_all()?;
         file.persist(&self.path)?;
-        Ok(())
+        Ok(notes)
     }
 }
 

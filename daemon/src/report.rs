@@ -63,7 +63,7 @@ impl Voice {
             public_key: own.public_key,
             epoch: own.epoch,
             backend: own.backend,
-            fallback: None,
+            fallback: own.fallback,
             interface: first.map(|(interface, _)| interface.to_string()).unwrap_or_default(),
             lanes: own.lanes,
             spread_by_ports: None,

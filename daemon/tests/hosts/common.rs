@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use warren_testkit::capture::{Capture, Report};
 use warren_testkit::lab::{Lab, Node, Plan, Pod, WarrendOptions};
 use warren_testkit::netns::Netns;
@@ -44,7 +44,7 @@ pub fn in_town(plan: Plan, hosts: bool, scenario: impl FnOnce(&Town) -> Result<(
     }
     let capture = lab.capture_inside(hosts)?;
     let town = Town { lab, capture, hosts };
-    scenario(&town).map_err(|error| anyhow!("{}\n{error:#}", town.lab.logs()))
+    scenario(&town).with_context(|| town.lab.logs())
 }
 
 impl Town {

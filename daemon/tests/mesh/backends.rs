@@ -111,11 +111,7 @@ pub fn name_taken() -> Result<()> {
             mesh.lab.start_all(&WarrendOptions::default())?;
             await_problem(mesh.node(1), "warren-a0 is not Warren")?;
             stranger.await_left_alone()?;
-            stranger.delete()?;
-            mesh.await_up()?;
-            talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
-            stranger.control()?;
-            mesh.sealed().map(drop)
+            stranger.makes_room()
         })
         .with_context(|| format!("a {kind} named warren-a0"))?;
     }
@@ -140,11 +136,7 @@ pub fn name_taken_unseen() -> Result<()> {
         node.netns.sh("chmod 755 /run/wireguard")?;
         await_problem(node, "warren-a0 is not Warren")?;
         stranger.await_left_alone()?;
-        stranger.delete()?;
-        mesh.await_up()?;
-        talk(mesh.pod(1, 1), mesh.pod(2, 1))?;
-        stranger.control()?;
-        mesh.sealed().map(drop)
+        stranger.makes_room()
     })
 }
 

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use warren_testkit::lab::Node;
 use warren_testkit::wait;
 
-use crate::common::{Mesh, no_talk};
+use crate::common::{Mesh, no_talk, talk};
 
 /// What there is of them; each is of a kind that a tunnel of Warren's is, or is not.
 pub const KINDS: [&str; 3] = ["bridge", "wireguard", "tuntap"];
@@ -70,15 +70,13 @@ impl<'a> Stranger<'a> {
         self.mesh.silent().map(drop)
     }
 
-    /// Takes it away.
-    pub fn delete(&self) -> Result<()> {
-        self.node.netns.ip("link delete warren-a0")
-    }
-
-    /// Fails if nothing was counted at an interface of this name, now that it is a tunnel's and was used.
-    pub fn control(&self) -> Result<()> {
+    /// Takes it away, and fails unless the node joins, with a tunnel in its place that pods' packets are counted at.
+    pub fn makes_room(&self) -> Result<()> {
+        self.node.netns.ip("link delete warren-a0")?;
+        self.mesh.await_up()?;
+        talk(self.mesh.pod(1, 1), self.mesh.pod(2, 1))?;
         ensure!(self.entered()? > 0, "the control: pods' packets that leave by warren-a0 are not counted");
-        Ok(())
+        self.mesh.sealed().map(drop)
     }
 
     fn entered(&self) -> Result<u64> {

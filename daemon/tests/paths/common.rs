@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use warren_testkit::capture::{Capture, Report};
 use warren_testkit::lab::{Lab, Node, Plan, Pod, WarrendOptions};
 use warren_testkit::traffic::ping::Ping;
@@ -63,7 +63,7 @@ pub fn in_mesh_of(
     let mesh = Mesh { lab, detour, captures };
     mesh.positive_control()?;
     mesh.lab.start_all(options)?;
-    mesh.await_up().and_then(|()| scenario(&mesh)).map_err(|error| anyhow!("{}\n{error:#}", mesh.lab.logs()))
+    mesh.await_up().and_then(|()| scenario(&mesh)).with_context(|| mesh.lab.logs())
 }
 
 /// So many lanes; that one has proven itself is seen at a look.

@@ -3,15 +3,18 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::Zeroizing;
 
 use super::*;
 use crate::device::HANDSHAKES_PER_SECOND;
 use crate::offload::vnet;
 use crate::runtime::control;
 use crate::sys::counting::allocations;
+use crate::uapi::{AllowedIpChange, DeviceUpdate, PeerUpdate};
 
 /// In one go: some leave as a run.
 const PACKETS: usize = 32;
@@ -39,14 +42,12 @@ impl End {
 
     /// Makes `other` the only peer.
     fn join(&self, other: &Self) {
-        let hex = |bytes: [u8; 32]| bytes.map(|byte| format!("{byte:02x}")).concat();
-        let (own, peer) = (hex(self.secret().to_bytes()), hex(PublicKey::from(&other.secret()).to_bytes()));
-        let port = other.lane.shared.sockets().port();
-        let request = format!(
-            "set=1\nprivate_key={own}\npublic_key={peer}\nendpoint=127.0.0.1:{port}\n\
-             persistent_keepalive_interval=25\nallowed_ip=10.0.0.{}/32\n\n",
-            other.number
-        );
+        let mut peer = PeerUpdate::new(PublicKey::from(&other.secret()).to_bytes());
+        peer.endpoint = Some((Ipv4Addr::LOCALHOST, other.lane.shared.sockets().port()).into());
+        peer.persistent_keepalive = Some(25);
+        peer.allowed_ips = vec![AllowedIpChange::add(IpAddr::from([10, 0, 0, other.number]).into())];
+        let private_key = Some(Zeroizing::new(self.secret().to_bytes()));
+        let request = DeviceUpdate { private_key, peers: vec![peer], ..Default::default() }.encode();
         assert_eq!(*control::answer(&self.lane.shared, &request), "errno=0\n\n");
     }
 
