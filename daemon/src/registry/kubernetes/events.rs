@@ -8,6 +8,7 @@ use std::pin::Pin;
 
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
 use kube::core::{Status, WatchEvent};
+use memchr::memmem;
 use warren_api::node::Partial;
 
 /// The longest line that is taken, in bytes. etcd refuses objects of more than 1.5 MiB.
@@ -64,10 +65,28 @@ impl Events {
 }
 
 fn read(line: &[u8]) -> kube::Result<WatchEvent<Partial>> {
+    if let Some(Ok(event)) = without_owners(line).map(|line| serde_json::from_slice(&line)) {
+        return Ok(event);
+    }
     serde_json::from_slice(line).map_err(|error| match serde_json::from_slice::<Status>(line) {
         Ok(status) => kube::Error::Api(Box::new(status)),
         Err(_) => kube::Error::SerdeError(error),
     })
+}
+
+/// An event without who owns which field (`managedFields`): two thirds of it, which Warren does not read, and which the API
+/// server writes last (`ObjectMeta`, k8s.io/apimachinery/pkg/apis/meta/v1/types.go). `None` where what Warren does read
+/// is not all before that.
+///
+/// Within a text of JSON quotes are escaped, so that what is looked for are names. If one stood elsewhere than in the
+/// metadata, the braces would not fit.
+fn without_owners(line: &[u8]) -> Option<Vec<u8>> {
+    const READ: [&[u8]; 5] =
+        [br#""name":""#, br#""uid":""#, br#""resourceVersion":""#, br#""labels":{"#, br#""annotations":{"#];
+    let end = memmem::find(line, br#","managedFields":["#)?;
+    let kept = &line[..end];
+    let whole = READ.iter().all(|name| memmem::find(kept, name).is_some());
+    whole.then(|| [kept, b"}}}"].concat())
 }
 
 /// Whether the connection ended in the middle of an answer, as where a server or what is before it ends. hyper tells that
@@ -129,6 +148,42 @@ mod tests {
             let pieces = body.chunks(len).map(|piece| Ok(piece.to_vec())).collect();
             assert_eq!(read_all(pieces).await, ["1", "2", "3", "4", "5"], "in pieces of {len}");
         }
+    }
+
+    #[test]
+    fn what_comes_after_the_owners_counts_where_it_is_read() {
+        let members = [
+            r#""name":"a""#,
+            r#""uid":"u""#,
+            r#""resourceVersion":"7""#,
+            r#""labels":{"node-role.kubernetes.io/control-plane":"","managedFields":"no"}"#,
+            r#""annotations":{"warren.internal/quarantine":"a \",\"managedFields\":[ in a text"}"#,
+        ];
+        let event = |before: &[&str], after: &[&str]| {
+            let owners = [r#""managedFields":[{"manager":"kubelet"}]"#];
+            let metadata = [before, &owners, after].concat().join(",");
+            format!(
+                r#"{{"type":"MODIFIED","object":{{"kind":"PartialObjectMetadata","metadata":{{{metadata}}}}}}}"#
+            )
+        };
+        let read = |line: &str| match read(line.as_bytes()).unwrap() {
+            WatchEvent::Modified(Partial { metadata }) => metadata,
+            other => panic!("{other:?}"),
+        };
+        let expected = read(&event(&[], &members));
+        assert_eq!((expected.labels.len(), expected.annotations.len()), (1, 1));
+        for len in 0..=members.len() {
+            for turn in 0..members.len() {
+                let mut members = members;
+                members.rotate_left(turn);
+                let line = event(&members[..len], &members[len..]);
+                assert_eq!(without_owners(line.as_bytes()).is_some(), len == members.len(), "{line}");
+                assert_eq!(read(&line), expected, "{line}");
+            }
+        }
+        // Not where it is metadata's: who reads on finds out what is wrong.
+        let elsewhere = event(&members, &[]).replace(r#"},"managedFields""#, r#","managedFields""#);
+        assert!(super::read(elsewhere.as_bytes()).is_err());
     }
 
     #[tokio::test]

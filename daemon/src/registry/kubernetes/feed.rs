@@ -10,7 +10,9 @@
 //!
 //! Whatever fails, what is known holds and the tunnels stay: nodes are forgotten only when the server says so.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -25,7 +27,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use warren_api::node::Partial;
 
 use super::events::Events;
-use super::{Shared, api, backoff};
+use super::{Shared, api, backoff, client};
 
 /// How long a watch lasts, in seconds: as long as client-go's, random so that 5,000 nodes do not come back at once.
 const WATCH: std::ops::Range<u64> = 300..600;
@@ -84,9 +86,9 @@ async fn again<F: Future<Output = ()> + Send + 'static>(run: impl Fn() -> F, bro
 
 async fn run(shared: Arc<Shared>, config: Config) {
     // Of this runtime, so that its connection rests with it. It was set up once before, so it can be.
-    let client = match Client::try_from(config) {
+    let client = match client::client(&config) {
         Ok(client) => client,
-        Err(error) => return shared.lost_contact(&error.into()),
+        Err(error) => return shared.lost_contact(&error),
     };
     let mut waits = backoff();
     loop {
@@ -196,9 +198,23 @@ async fn what_has_come(events: &mut Events) -> Option<Option<kube::Result<WatchE
         if let Some(event) = events.next().now_or_never() {
             return Some(event);
         }
-        tokio::task::yield_now().await;
+        turn().await;
     }
     None
+}
+
+/// Gives all other tasks of this runtime their turn; unlike tokio's `yield_now`, without a question to the kernel for
+/// what has come meanwhile. That would be one for each event.
+async fn turn() {
+    let mut had = false;
+    poll_fn(|task| {
+        if std::mem::replace(&mut had, true) {
+            return Poll::Ready(());
+        }
+        task.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Takes in one event.

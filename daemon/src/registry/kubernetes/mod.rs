@@ -11,6 +11,7 @@
 //! of them decides who is believed: that is `warren-core`'s.
 
 mod api;
+mod client;
 mod events;
 mod feed;
 mod herald;
@@ -27,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use warren_api::status::RegistryStatus;
@@ -113,12 +114,9 @@ impl KubernetesRegistry {
         // A half-open connection must not keep a list waiting for ever; a watch that is silent ends before.
         config.read_timeout = Some(silence + CONNECT);
         config.reset_reader_on_write = true;
-        // The tasks wait and try again themselves, and know what has changed meanwhile.
-        config.default_retry = false;
         let url = config.cluster_url.to_string();
         let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let client =
-            Client::try_from(config.clone()).context("the client of the API server cannot be set up")?;
+        let client = client::client(&config)?;
 
         let (tell, happenings) = mpsc::channel(64);
         let shared = Arc::new(Shared {

@@ -65,7 +65,8 @@ impl Node {
             other => anyhow::bail!("a Node is an object, not {other}"),
         };
         others.retain(|key, value| !["apiVersion", "kind", "metadata"].contains(&&**key) && !value.is_null());
-        let text = Text { name, uid, metadata: Template::new(metadata), others: Template::new(others) };
+        let metadata = Template::new(metadata, &METADATA);
+        let text = Text { name, uid, metadata, others: Template::new(others, &[]) };
         Ok(Self { resource_version, heartbeat, text: Arc::new(text) })
     }
 
@@ -116,6 +117,26 @@ pub(super) fn rfc3339(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// The members of metadata, in the order in which Kubernetes writes them (`ObjectMeta`,
+/// k8s.io/apimachinery/pkg/apis/meta/v1/types.go).
+const METADATA: [&str; 15] = [
+    "name",
+    "generateName",
+    "namespace",
+    "selfLink",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+    "managedFields",
+];
+
 /// Marks of the holes: text that no test would use, of characters that JSON does not escape.
 const RESOURCE_VERSION: &str = "\u{e000}resourceVersion\u{e000}";
 const HEARTBEAT: &str = "\u{e000}heartbeat\u{e000}";
@@ -135,8 +156,14 @@ enum Hole {
 }
 
 impl Template {
-    fn new(object: Map<String, Value>) -> Self {
-        let marked = Value::Object(object).to_string();
+    /// An object's members, first those of `order`.
+    fn new(object: Map<String, Value>, order: &[&str]) -> Self {
+        let place = |name: &str| order.iter().position(|other| *other == name).unwrap_or(order.len());
+        let mut members: Vec<_> = object.into_iter().collect();
+        members.sort_by_key(|(name, _)| place(name));
+        let members: Vec<_> =
+            members.iter().map(|(name, value)| format!("{}:{value}", json!(name))).collect();
+        let marked = format!("{{{}}}", members.join(","));
         let mut text = String::with_capacity(marked.len());
         let mut holes = Vec::new();
         let mut rest = marked.as_str();
