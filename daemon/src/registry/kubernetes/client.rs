@@ -32,7 +32,7 @@ fn try_client(config: &Config) -> anyhow::Result<Client> {
     let proxy = config.proxy_url.is_some();
     ensure!(
         !proxy,
-        "the kubeconfig names a proxy (proxy-url); leave it out: the API server is reached directly"
+        "the kubeconfig names a proxy (proxy-url), or HTTPS_PROXY does; leave it out: the API server is reached directly"
     );
     let mut tcp = HttpConnector::new();
     // TLS comes on top.
@@ -104,5 +104,19 @@ impl Write for Buffered {
 
     fn poll_shutdown(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
         self.stream().poll_shutdown(task)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_proxy_is_refused_and_not_passed_by() {
+        let mut config = Config::new("https://127.0.0.1:6443".parse().unwrap());
+        assert!(client(&config).is_ok());
+        config.proxy_url = Some("http://127.0.0.1:3128".parse().unwrap());
+        let Err(error) = client(&config) else { panic!("a proxy is left aside") };
+        assert!(format!("{error:#}").contains("names a proxy (proxy-url)"), "{error:#}");
     }
 }
