@@ -1,7 +1,7 @@
 //! What a watch says, event by event (Kubernetes API concepts, "Efficient detection of changes": one JSON object a line).
 //!
 //! Not by kube's own reader: nearly all events are heartbeats that change nothing for Warren, hundreds a second of 4 KB
-//! each, and it copies each line twice before it is read. Here a line is read where it lies.
+//! each, and it copies each line twice before it is read. Here a line is read where it lies, and most of it is not.
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::pin::Pin;
 use futures_util::{AsyncBufRead, AsyncBufReadExt as _};
 use kube::core::{Status, WatchEvent};
 use memchr::memmem;
-use warren_api::node::Partial;
+use warren_api::node::{Metadata, Partial};
 
 /// The longest line that is taken, in bytes. etcd refuses objects of more than 1.5 MiB.
 const LONGEST: usize = 16 << 20;
@@ -65,7 +65,7 @@ impl Events {
 }
 
 fn read(line: &[u8]) -> kube::Result<WatchEvent<Partial>> {
-    if let Some(Ok(event)) = without_owners(line).map(|line| serde_json::from_slice(&line)) {
+    if let Some(event) = without_owners(line) {
         return Ok(event);
     }
     serde_json::from_slice(line).map_err(|error| match serde_json::from_slice::<Status>(line) {
@@ -74,19 +74,26 @@ fn read(line: &[u8]) -> kube::Result<WatchEvent<Partial>> {
     })
 }
 
-/// An event without who owns which field (`managedFields`): two thirds of it, which Warren does not read, and which the API
-/// server writes last (`ObjectMeta`, k8s.io/apimachinery/pkg/apis/meta/v1/types.go). `None` where what Warren does read
-/// is not all before that.
+/// An event, read only up to who owns which field (`managedFields`): two thirds of it, which Warren does not read, and which
+/// the API server writes last (`ObjectMeta`, k8s.io/apimachinery/pkg/apis/meta/v1/types.go). `None` where what Warren does
+/// read is not all before that.
 ///
-/// Within a text of JSON quotes are escaped, so that what is looked for are names. If one stood elsewhere than in the
-/// metadata, the braces would not fit.
-fn without_owners(line: &[u8]) -> Option<Vec<u8>> {
-    const READ: [&[u8]; 5] =
-        [br#""name":""#, br#""uid":""#, br#""resourceVersion":""#, br#""labels":{"#, br#""annotations":{"#];
+/// Within a text of JSON quotes are escaped, so that what is looked for are names, and of an array or a map: among
+/// labels and annotations are only texts. If one stood elsewhere than in the metadata, the braces would not fit.
+fn without_owners(line: &[u8]) -> Option<WatchEvent<Partial>> {
     let end = memmem::find(line, br#","managedFields":["#)?;
     let kept = &line[..end];
-    let whole = READ.iter().all(|name| memmem::find(kept, name).is_some());
-    whole.then(|| [kept, b"}}}"].concat())
+    let has = |name: &[u8]| memmem::find(kept, name).is_some();
+    if !has(br#""labels":{"#) || !has(br#""annotations":{"#) {
+        return None;
+    }
+    let event: WatchEvent<Partial> = serde_json::from_slice(&[kept, b"}}}"].concat()).ok()?;
+    let (WatchEvent::Added(object) | WatchEvent::Modified(object) | WatchEvent::Deleted(object)) = &event
+    else {
+        return None;
+    };
+    let Metadata { uid, resource_version, .. } = &object.metadata;
+    (!uid.is_empty() && !resource_version.is_empty()).then_some(event)
 }
 
 /// Whether the connection ended in the middle of an answer, as where a server or what is before it ends. hyper tells that
@@ -156,7 +163,8 @@ mod tests {
             r#""name":"a""#,
             r#""uid":"u""#,
             r#""resourceVersion":"7""#,
-            r#""labels":{"node-role.kubernetes.io/control-plane":"","managedFields":"no"}"#,
+            // With names of metadata's.
+            r#""labels":{"node-role.kubernetes.io/control-plane":"","uid":"no","resourceVersion":"no","managedFields":"no"}"#,
             r#""annotations":{"warren.internal/quarantine":"a \",\"managedFields\":[ in a text"}"#,
         ];
         let event = |before: &[&str], after: &[&str]| {
