@@ -13,6 +13,7 @@
 //! No clock, network, kernel or Kubernetes: times arrive as durations, and the crate depends on nothing that
 //! could do I/O. The adapters of `warrend` read and apply; they decide nothing.
 
+pub mod action;
 pub mod claims;
 pub mod desired;
 pub mod diff;
@@ -23,8 +24,9 @@ pub mod plan;
 pub mod renewal;
 pub mod snapshot;
 
+pub use action::{Action, DeviceChange, PeerChange};
 pub use desired::{Desired, Family, Guard, Port, Route, RouteKind, Rule, Tunnel, TunnelPeer};
-pub use diff::{Action, DeviceChange, PeerChange, diff};
+pub use diff::diff;
 pub use numbers::{Numbers, Priorities};
 pub use observed::{Observed, ObservedDevice, ObservedLink, ObservedPeer, ObservedTunnel};
 pub use plan::{PeerInfo, Plan, Standing, Withdrawal, overhead, plan};

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use warren_api::{Backend, PublicKey};
 
-use crate::diff::{Action, DeviceChange, PeerChange};
+use crate::action::{Action, DeviceChange, PeerChange};
 use crate::observed::ObservedDevice;
 use crate::plan::{PeerInfo, Plan};
 
